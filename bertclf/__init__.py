@@ -1,0 +1,7 @@
+"""Fine-tune pretrained transformers on raw text, as a scikit-learn classifier."""
+
+from bertclf._classifier import BertSequenceClassifier
+from bertclf._display import TrainingDisplay
+from bertclf._version import __version__
+
+__all__ = ["BertSequenceClassifier", "TrainingDisplay", "__version__"]

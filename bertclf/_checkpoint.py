@@ -1,0 +1,371 @@
+"""From the name of a checkpoint to its network and its tokenizer: the only room that loads weights."""
+
+import json
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from tqdm.auto import tqdm
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from bertclf._network import (
+    Network,
+    PooledClassifier,
+    draw_new_head,
+    is_decoder,
+    length_limit,
+    override_dropout,
+    own_pooling,
+)
+
+# What a checkpoint is made of. Hub repositories also hold copies of the weights for other frameworks.
+CHECKPOINT_FILES = [
+    "config.json",
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "modules.json",
+    "*_Pooling/config.json",
+]
+
+# Loading sets torch's default dtype and the verbosity of transformers for a moment: one thread at a time.
+_LOADING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pretrained network with a new head, on the CPU in float32, and the tokenizer that belongs to it."""
+
+    network: Network
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def length_limit(self) -> int | None:
+        """Longest input in tokens, special tokens included; None if there is no limit."""
+        return length_limit(self.network, self.tokenizer)
+
+
+def load_checkpoint(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None,
+    labels: list[str],
+    pooling: str,
+    dropout: float | None,
+    verbose: bool,
+) -> Checkpoint:
+    """Load a pretrained network, give it a new head, and load its tokenizer.
+
+    Parameters
+    ----------
+    model : str or path-like
+        Folder with config, tokenizer and safetensors weights, or the name of a repository on the Hugging Face Hub.
+    revision : str or None
+        Branch, tag or commit on the Hub.
+    labels : list of str
+        Name of each class, in order.
+    pooling : {"auto", "cls", "mean", "last"}
+        How hidden states become one vector a text; "auto" follows the checkpoint.
+    dropout : float or None
+        Overrides every dropout probability of the checkpoint.
+    verbose : bool
+        Whether a download shows its progress.
+
+    Raises
+    ------
+    OSError
+        If the checkpoint is not there or can't be read.
+    ValueError
+        If transformers can't classify with it, or it asks for code of its own.
+    """
+    folder = _locate(model, revision=revision, verbose=verbose)
+    _refuse_foreign_code(folder)
+    with _LOADING, _quiet():
+        config = AutoConfig.from_pretrained(folder, num_labels=len(labels))
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: position for position, label in enumerate(labels)}
+        config.problem_type = "single_label_classification"
+        if dropout is not None:
+            override_dropout(config, dropout)
+        tokenizer = _load_tokenizer(folder)
+        if tokenizer.pad_token_id < config.get_text_config().vocab_size:
+            config.pad_token_id = tokenizer.pad_token_id
+        network = _load_network(folder, config, _resolve_pooling(pooling, folder, config))
+        _make_room_for_padding(network, tokenizer)
+    draw_new_head(network)
+    return Checkpoint(network, tokenizer)
+
+
+def build_network(config: PretrainedConfig, pooling: str | None, weights: dict[str, torch.Tensor]) -> Network:
+    """Build a network from its configuration and weights in memory.
+
+    Parameters
+    ----------
+    config : PretrainedConfig
+        Configuration of the network.
+    pooling : str or None
+        Pooling of a `PooledClassifier`, None for the architecture's own class.
+    weights : dict of str to Tensor
+        State of the network, without copies of tied tensors.
+    """
+    with _LOADING, _quiet():
+        if pooling is None:
+            return _from_memory(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)], config, weights)
+        prefix = "encoder."
+        inner = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        network = PooledClassifier(_from_memory(MODEL_MAPPING[type(config)], config, inner), pooling)
+        outer = {name: value for name, value in weights.items() if not name.startswith(prefix)}
+        network.load_state_dict(outer, strict=False)
+        return network.eval()
+
+
+def _locate(model: str | os.PathLike[str], *, revision: str | None, verbose: bool) -> Path:
+    """Return the local folder of a checkpoint, downloaded from the Hub if it is none yet."""
+    folder = Path(model)
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"revision={revision!r} chooses a version on the Hub, but model={str(model)!r} is a local folder. "
+                "Pass revision=None."
+            )
+        return folder
+    name = os.fspath(model)
+    if isinstance(model, os.PathLike) or name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name:
+        raise FileNotFoundError(
+            f"model={name!r} is not a folder on this machine. Pass a folder with config.json, tokenizer files and "
+            "model.safetensors, or the name of a repository on the Hugging Face Hub."
+        )
+    return _download(name, revision=revision, verbose=verbose)
+
+
+class _SilentBar(tqdm):
+    """A progress bar that shows nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **(kwargs | {"disable": True}))
+
+
+def _download(name: str, *, revision: str | None, verbose: bool) -> Path:
+    """Return the folder in the Hub's local cache that holds a repository's checkpoint, fetching what is missing."""
+    where = f"model={name!r}" if revision is None else f"model={name!r}, revision={revision!r}"
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=CHECKPOINT_FILES,
+            ignore_patterns=["onnx/*", "openvino/*"],
+            tqdm_class=tqdm if verbose else _SilentBar,
+        )
+    except GatedRepoError as error:
+        raise OSError(
+            f"{where} is a gated repository of the Hugging Face Hub. Ask for access on its page, then log in with "
+            "`hf auth login`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise OSError(f"{where}: the repository has no such branch, tag or commit. Look it up on its page.") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise OSError(
+            f"{where} is neither a folder on this machine nor a repository of the Hugging Face Hub that you may read. "
+            "Check the spelling; for a private repository log in with `hf auth login`."
+        ) from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise OSError(
+            f"{where} is not in the local cache, and the Hugging Face Hub can't be reached. Connect once to download "
+            "it, or pass a folder that holds it."
+        ) from error
+    return Path(folder)
+
+
+def _refuse_foreign_code(folder: Path) -> None:
+    """Raise if a checkpoint is of no architecture of transformers, or brings code of its own."""
+    for file in (folder / "config.json", folder / "tokenizer_config.json"):
+        settings = _read_json(file)
+        if isinstance(settings, dict) and "auto_map" in settings:
+            raise ValueError(
+                f"{file} asks for code of its own (auto_map), which is never run. Use a checkpoint of an architecture "
+                "that transformers has."
+            )
+    if not (folder / "config.json").is_file():
+        raise OSError(f"{folder} holds no config.json: it is no checkpoint. Pass a folder saved by save_pretrained.")
+    model_type = (_read_json(folder / "config.json") or {}).get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{folder / 'config.json'} has model_type {model_type!r}, which this version of transformers does not "
+            "know. Update transformers, or use another checkpoint."
+        )
+
+
+def _read_json(file: Path) -> Any:
+    """Return the content of a JSON file, None if there is none."""
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"{file} is not valid JSON: {error}. Get the checkpoint anew.") from error
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that has a padding token: the end-of-text token if it has no other, else a new one."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is not None:
+            tokenizer.pad_token = tokenizer.eos_token
+        else:
+            tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    return tokenizer
+
+
+def _resolve_pooling(pooling: str, folder: Path, config: PretrainedConfig) -> str | None:
+    """Return the pooling that the network has to be built with, None for the architecture's own class."""
+    own = own_pooling(config)
+    if pooling == "auto":
+        pooling = _sentence_pooling(folder) or own or "auto"
+    if own is None:
+        if pooling == "auto":
+            return None
+        raise ValueError(
+            f"pooling={pooling!r} does not apply to {config.model_type}, an encoder-decoder. Use pooling='auto'."
+        )
+    if pooling == "cls" and is_decoder(config):
+        raise ValueError(
+            f"pooling='cls' takes the first token, but in {config.model_type} that token sees no other. "
+            "Use pooling='last' or 'mean'."
+        )
+    if hasattr(config, "classifier_pooling") and pooling in {"cls", "mean"}:
+        config.classifier_pooling = own = pooling
+    if pooling == own and type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return None
+    return pooling
+
+
+def _sentence_pooling(folder: Path) -> str | None:
+    """Return the pooling of a sentence-embedding checkpoint, None if the folder says nothing of it."""
+    modules = _read_json(folder / "modules.json") or []
+    paths = [module["path"] for module in modules if str(module.get("type", "")).endswith("Pooling")]
+    settings = _read_json(folder / paths[0] / "config.json") if paths else None
+    if not settings:
+        return None
+    modes = {
+        "cls": settings.get("pooling_mode_cls_token") or settings.get("pooling_mode") == "cls",
+        "mean": settings.get("pooling_mode_mean_tokens") or settings.get("pooling_mode") == "mean",
+        "last": settings.get("pooling_mode_lasttoken") or settings.get("pooling_mode") == "lasttoken",
+    }
+    return next((name for name, is_on in modes.items() if is_on), None)
+
+
+def _load_network(folder: Path, config: PretrainedConfig, pooling: str | None) -> Network:
+    """Load the weights into the architecture's own classifier, or into an encoder with a pooling and a head."""
+    if pooling is None and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ValueError(f"transformers has no sequence-classification network for {config.model_type}.")
+    loader = AutoModelForSequenceClassification if pooling is None else AutoModel
+    try:
+        network, report = loader.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except OSError as error:
+        raise OSError(
+            f"{folder} holds no model.safetensors. Weights in other formats can run code when they are opened and are "
+            "not read: save the checkpoint once with save_pretrained of a recent transformers."
+        ) from error
+    _warn_about_missing_weights(folder, network, report)
+    return network if pooling is None else PooledClassifier(network, pooling)
+
+
+def _warn_about_missing_weights(folder: Path, network: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Warn if weights of the encoder itself, not only of the pooler and the head, are random."""
+    encoder = set(network.base_model.state_dict())
+    prefix = f"{network.base_model_prefix}."
+    missing = {name.removeprefix(prefix) for name in report["missing_keys"]} & encoder
+    missing = {name for name in missing if "pooler" not in name}
+    if missing:
+        warnings.warn(
+            f"{folder} lacks {len(missing)} of the {len(encoder)} weights of the encoder (the first is "
+            f"{min(missing)}), which start at random. Is it a checkpoint of {network.config.model_type}?",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _make_room_for_padding(network: Network, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Grow the embedding table if the tokenizer got a padding token that the checkpoint does not know."""
+    encoder = network.encoder if isinstance(network, PooledClassifier) else network
+    embeddings: Any = encoder.get_input_embeddings()
+    if len(tokenizer) > embeddings.num_embeddings:
+        encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    network.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _from_memory(loader: Any, config: PretrainedConfig, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+    network: PreTrainedModel = loader.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
+    return network
+
+
+class _NotFromThread(logging.Filter):
+    """Drops the records of one thread, so that other threads still see theirs."""
+
+    def __init__(self, thread: int) -> None:
+        super().__init__()
+        self.thread = thread
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a record may pass."""
+        return record.thread != self.thread
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from showing a progress bar and from reporting that the head is new."""
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "utils.loading_report")]
+    drop = _NotFromThread(threading.get_ident())
+    had_bars = transformers_logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.addFilter(drop)
+    # Not disable_progress_bar(), which would also overwrite the caller's settings of huggingface_hub.
+    transformers_logging._tqdm_active = False
+    try:
+        yield
+    finally:
+        transformers_logging._tqdm_active = had_bars
+        for logger in loggers:
+            logger.removeFilter(drop)

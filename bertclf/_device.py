@@ -1,0 +1,99 @@
+"""Where the arithmetic runs and in which precision: the only room that asks the hardware."""
+
+import warnings
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and the precision of the matrix products on it; weights are always kept in float32."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def place(self, network: nn.Module) -> None:
+        """Move a network to the device."""
+        network.to(self.device)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return a context in which matrix products run in `dtype`."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def gradient_scaler(self) -> torch.amp.GradScaler:
+        """Return a scaler that keeps float16 gradients from vanishing, and does nothing in any other precision."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+
+def choose_compute(*, device: str, precision: str) -> Compute:
+    """Resolve the parameters `device` and `precision`.
+
+    Raises
+    ------
+    ValueError
+        If torch doesn't know the device, or this machine doesn't have it.
+    """
+    chosen = _best_device() if device == "auto" else _named_device(device)
+    return Compute(chosen, _best_dtype(chosen) if precision == "auto" else PRECISIONS[precision])
+
+
+def compute_after_loading(*, device: str, precision: str) -> Compute:
+    """Resolve `device` and `precision` where a fitted classifier is loaded: on the CPU if the device isn't here."""
+    try:
+        return choose_compute(device=device, precision=precision)
+    except ValueError:
+        warnings.warn(
+            f"The classifier was fitted with device={device!r}, which this machine does not have: it runs on the CPU.",
+            UserWarning,
+            stacklevel=2,
+        )
+        return choose_compute(device="cpu", precision=precision)
+
+
+def _best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _named_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={name!r} is not a device that torch knows. Use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'."
+        ) from error
+    n_devices = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if device.type not in n_devices:
+        raise ValueError(f"device={name!r} is not supported. Use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'.")
+    if (device.index or 0) >= n_devices[device.type]:
+        raise ValueError(
+            f"device={name!r} is not available: torch sees {n_devices[device.type]} device(s) of type "
+            f"{device.type!r} here. Use device='auto' to take the best one there is."
+        )
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _best_dtype(device: torch.device) -> torch.dtype:
+    """Take the fastest precision that the hardware has circuits for; emulated bfloat16 is slower than float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and _cpu_multiplies_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)

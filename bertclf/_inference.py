@@ -1,0 +1,49 @@
+"""From a token store to logits, in the caller's order."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bertclf._batches import batches_by_length, padded_batch
+from bertclf._device import Compute
+from bertclf._network import Network, n_classes
+from bertclf._tokens import TokenStore
+
+# Tokens of one forward pass. More helps no processor: larger intermediate results leave its caches.
+MAX_TOKENS = {"cpu": 4096, "mps": 16_384, "cuda": 65_536}
+
+
+def predict_logits(network: Network, store: TokenStore, *, compute: Compute) -> npt.NDArray[np.float32]:
+    """Run the network over all texts.
+
+    Parameters
+    ----------
+    network : Network
+        Called like a sequence-classification model of transformers; it must be in evaluation mode.
+    store : TokenStore
+        The texts.
+    compute : Compute
+        Device and precision; the network must be on that device.
+
+    Returns
+    -------
+    ndarray of float32, shape (n_texts, n_classes)
+        Row `i` belongs to text `i`. Each batch leaves the device as soon as it is done.
+    """
+    logits = np.empty((len(store), n_classes(network)), dtype=np.float32)
+    pad_id = network.config.pad_token_id
+    with torch.inference_mode(), compute.autocast():
+        for rows in batches_by_length(store.lengths, max_tokens=MAX_TOKENS[compute.device.type]):
+            batch = padded_batch(store, rows, pad_id=pad_id, device=compute.device)
+            logits[rows] = network(**batch).logits.float().cpu().numpy()
+    return logits
+
+
+def probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the softmax of each row, in float32."""
+    return torch.softmax(torch.from_numpy(logits), dim=1).numpy()
+
+
+def log_probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the logarithm of the softmax of each row, in float32."""
+    return torch.log_softmax(torch.from_numpy(logits), dim=1).numpy()

@@ -1,0 +1,149 @@
+"""Pooling and head: what turns the hidden states of an encoder into one row of logits a text."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+LARGEST_REAL_LIMIT = 1_000_000
+
+
+class PooledClassifier(nn.Module):
+    """An encoder, a pooling that is not its architecture's own, dropout and a linear head.
+
+    It is called like the sequence-classification models of transformers.
+
+    Parameters
+    ----------
+    encoder : PreTrainedModel
+        The network without a head.
+    pooling : {"cls", "mean", "last"}
+        First token, mean over the tokens of the text, or last token.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, pooling: str) -> None:
+        super().__init__()
+        self.config: PretrainedConfig = encoder.config
+        self.pooling = pooling
+        self.encoder = encoder
+        self.dropout = nn.Dropout(_head_dropout(encoder.config))
+        self.classifier = nn.Linear(width(encoder), n_classes(encoder))
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any
+    ) -> SequenceClassifierOutput:
+        """Return an output whose `logits` have shape (n_texts, n_classes)."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        pooled = pool(hidden, attention_mask, self.pooling)
+        return SequenceClassifierOutput(logits=self.classifier(self.dropout(pooled)))
+
+
+Network = PreTrainedModel | PooledClassifier
+
+
+def n_classes(network: Network) -> int:
+    """Return the number of columns of the logits."""
+    return len(network.config.id2label or {})
+
+
+def width(network: Network) -> int:
+    """Return the size of the hidden state of one token."""
+    return int(network.config.get_text_config().hidden_size)
+
+
+def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Reduce hidden states of shape (n_texts, n_tokens, width), padded on the right, to (n_texts, width)."""
+    if pooling == "cls":
+        return hidden[:, 0]
+    lengths = attention_mask.sum(dim=1)
+    if pooling == "last":
+        return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+    summed = torch.einsum("btw,bt->bw", hidden.float(), attention_mask.float())
+    return summed / lengths.unsqueeze(1)
+
+
+def own_pooling(config: PretrainedConfig) -> str | None:
+    """Return the pooling of the architecture's own sequence-classification class, None if it has no name here.
+
+    ModernBERT says it in its configuration; encoder-decoders pool in ways of their own; networks that are only ever
+    trained to continue a text pool the last token; all others have a classification token in front.
+    """
+    if hasattr(config, "classifier_pooling"):
+        return str(config.classifier_pooling)
+    if config.is_encoder_decoder:
+        return None
+    return "last" if is_decoder(config) else "cls"
+
+
+def is_decoder(config: PretrainedConfig) -> bool:
+    """Tell whether a token sees only the tokens before it."""
+    model_type = config.model_type
+    return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def output_layer(network: Network) -> nn.Linear:
+    """Return the layer that makes the logits: the last linear layer with one output a class."""
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    return [layer for layer in layers if layer.out_features == n_classes(network)][-1]
+
+
+@torch.no_grad()
+def draw_new_head(network: Network) -> None:
+    """Draw the weights of the output layer anew, in the way of the architecture: normal, biases zero."""
+    layer = output_layer(network)
+    nn.init.normal_(layer.weight, std=getattr(network.config, "initializer_range", 0.02))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def override_dropout(config: PretrainedConfig, probability: float) -> None:
+    """Set every dropout probability of a configuration, whatever the architecture calls it."""
+    for name, value in config.to_dict().items():
+        is_probability = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+        if ("dropout" in name or name.endswith("pdrop")) and is_probability:
+            setattr(config, name, probability)
+
+
+def takes_segments(network: Network, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether the network has an embedding for the segment (first or second text of a pair) of a token."""
+    config = network.config
+    encoder = network.encoder if isinstance(network, PooledClassifier) else network
+    if "token_type_ids" not in inspect.signature(encoder.forward).parameters:
+        return False
+    if hasattr(config, "type_vocab_size"):
+        return bool(config.type_vocab_size > 1)
+    return "token_type_ids" in tokenizer.model_input_names
+
+
+def length_limit(network: Network, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the longest input of a checkpoint in tokens, special tokens included; None if there is no limit."""
+    limits = [tokenizer.model_max_length]
+    positions = getattr(network.config, "max_position_embeddings", None)
+    if positions is not None and positions > 0:
+        limits.append(positions - _reserved_positions(network))
+    limit = min(limits)
+    return int(limit) if limit < LARGEST_REAL_LIMIT else None
+
+
+def _reserved_positions(network: Network) -> int:
+    """Return how many rows of the position table no token uses: RoBERTa and its kin count from padding_idx + 1."""
+    for name, layer in network.named_modules():
+        if name.endswith("position_embeddings") and isinstance(layer, nn.Embedding):
+            return 0 if layer.padding_idx is None else layer.padding_idx + 1
+    return 0
+
+
+def _head_dropout(config: PretrainedConfig) -> float:
+    """Return the dropout before the head: what the configuration says of classifiers, else of hidden states."""
+    names = ("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "hidden_dropout_prob", "dropout")
+    values = (getattr(config, name, None) for name in names)
+    return float(next((value for value in values if value is not None), 0.0))

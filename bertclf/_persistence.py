@@ -1,0 +1,71 @@
+"""The state of a fitted classifier as bytes and plain Python, and back."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from sklearn.exceptions import InconsistentVersionWarning
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from bertclf._checkpoint import Checkpoint, build_network
+from bertclf._network import Network, PooledClassifier
+
+
+class InconsistentBertclfVersionWarning(InconsistentVersionWarning):
+    """A classifier was pickled with another version of bertclf than the one that loads it."""
+
+    def __init__(self, *, current: str, original: str) -> None:
+        super().__init__(
+            estimator_name="BertSequenceClassifier", current_sklearn_version=current, original_sklearn_version=original
+        )
+
+    def __str__(self) -> str:
+        """Return the message."""
+        return (
+            f"A BertSequenceClassifier pickled with bertclf {self.original_sklearn_version} is loaded with bertclf "
+            f"{self.current_sklearn_version}. Predictions may differ: check them, or fit again."
+        )
+
+
+def to_state(network: Network, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return a network and a tokenizer as str and bytes, independent of the device they were on.
+
+    The files of the tokenizer pass through a temporary folder, since transformers writes them to a folder only.
+    """
+    pooling = network.pooling if isinstance(network, PooledClassifier) else None
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+    return {
+        "config": json.dumps(network.config.to_dict()),
+        "pooling": pooling,
+        "weights": save(_untied(network.state_dict())),
+        "tokenizer": files,
+    }
+
+
+def from_state(state: dict[str, Any]) -> Checkpoint:
+    """Rebuild the network, on the CPU, and the tokenizer from what `to_state` returned."""
+    network = build_network(
+        AutoConfig.for_model(**json.loads(state["config"])), state["pooling"], load(state["weights"])
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in state["tokenizer"].items():
+            (Path(folder) / name).write_bytes(content)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    return Checkpoint(network, tokenizer)
+
+
+def _untied(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors on the CPU, each stored once: safetensors refuses tensors that share memory."""
+    seen: set[tuple[int, torch.Size]] = set()
+    kept = {}
+    for name, weight in weights.items():
+        key = (weight.data_ptr(), weight.shape)
+        if key not in seen:
+            seen.add(key)
+            kept[name] = weight.detach().cpu().contiguous()
+    return kept

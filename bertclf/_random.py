@@ -1,0 +1,60 @@
+"""A seed that stays inside: torch's global generators are borrowed and given back as they were."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+
+_BORROWED = threading.RLock()
+
+
+def draw_seed(random_state: int | np.random.RandomState | None) -> int:
+    """Turn scikit-learn's `random_state` into one seed.
+
+    None draws from the operating system, not from numpy's global generator, which stays untouched.
+    """
+    source = np.random.RandomState() if random_state is None else check_random_state(random_state)
+    return int(source.randint(np.iinfo(np.int32).max))
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators of the CPU and of `device`, and restore their states on the way out.
+
+    Dropout and initialisation draw from torch's global generators, so one fit at a time may hold them: fits started in
+    several threads of one process run one after the other, each with its own reproducible stream.
+    """
+    with _BORROWED:
+        host_state = torch.get_rng_state()
+        device_state = _get_state(device)
+        try:
+            torch.default_generator.manual_seed(seed)
+            _seed_device(seed, device)
+            yield
+        finally:
+            torch.set_rng_state(host_state)
+            _set_state(device, device_state)
+
+
+def _get_state(device: torch.device) -> torch.Tensor | None:
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else None
+
+
+def _seed_device(seed: int, device: torch.device) -> None:
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def _set_state(device: torch.device, state: torch.Tensor | None) -> None:
+    if device.type == "cuda" and state is not None:
+        torch.cuda.set_rng_state(state, device)
+    elif device.type == "mps" and state is not None:
+        torch.mps.set_rng_state(state)

@@ -1,0 +1,57 @@
+"""Tiny checkpoints of every architecture, built in temporary folders, and the texts that the tests share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+WORDS = (
+    "a an and the it is was film plot joy dull fine long bore waste of time good bad great awful not very story actor "
+    "scene love hate best worst i you we they what why how this that . , ! ?"
+).split()
+
+GOOD = ["a fine film", "great joy", "the best story", "love this good film", "a great scene", "very good", "best actor"]
+BAD = [
+    "a dull film",
+    "awful bore",
+    "the worst plot",
+    "hate this bad film",
+    "a waste of time",
+    "very bad",
+    "worst scene",
+]
+TEXTS = GOOD + BAD
+LABELS = ["fresh"] * len(GOOD) + ["rotten"] * len(BAD)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from the name of an architecture to the folder of a tiny random checkpoint of it."""
+    built: dict[str, Path] = {}
+
+    def folder_of(name: str) -> Path:
+        if name not in built:
+            folder = tmp_path_factory.mktemp(name)
+            from tiny import build
+
+            build(name, folder)
+            built[name] = folder
+        return built[name]
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def checkpoint(checkpoints: Callable[[str], Path]) -> Path:
+    """The folder of a tiny BERT: two layers, 16 wide, 64 positions."""
+    return checkpoints("bert")
+
+
+@pytest.fixture(autouse=True)
+def _doctest_checkpoint(request: pytest.FixtureRequest, doctest_namespace: dict[str, object]) -> None:
+    """Let the examples in docstrings run on the tiny checkpoint."""
+    if isinstance(request.node, pytest.DoctestItem):
+        doctest_namespace["checkpoint"] = request.getfixturevalue("checkpoint")
