@@ -117,6 +117,11 @@ def load_checkpoint(
     _refuse_foreign_code(folder)
     with _LOADING, _quiet():
         config = AutoConfig.from_pretrained(folder, num_labels=len(labels))
+        if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise ValueError(
+                f"model={str(model)!r} is a {config.model_type}, an architecture that transformers has no "
+                "sequence-classification network for. Use an encoder such as BERT, or a decoder such as GPT-2."
+            )
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: position for position, label in enumerate(labels)}
         config.problem_type = "single_label_classification"
@@ -149,8 +154,7 @@ def build_network(config: PretrainedConfig, pooling: str | None, weights: dict[s
         prefix = "encoder."
         inner = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         network = PooledClassifier(_from_memory(MODEL_MAPPING[type(config)], config, inner), pooling)
-        outer = {name: value for name, value in weights.items() if not name.startswith(prefix)}
-        network.load_state_dict(outer, strict=False)
+        network.classifier.load_state_dict({name: weights[f"classifier.{name}"] for name in ("weight", "bias")})
         return network.eval()
 
 
@@ -269,9 +273,7 @@ def _resolve_pooling(pooling: str, folder: Path, config: PretrainedConfig) -> st
         )
     if hasattr(config, "classifier_pooling") and pooling in {"cls", "mean"}:
         config.classifier_pooling = own = pooling
-    if pooling == own and type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        return None
-    return pooling
+    return None if pooling == own else pooling
 
 
 def _sentence_pooling(folder: Path) -> str | None:
@@ -291,8 +293,6 @@ def _sentence_pooling(folder: Path) -> str | None:
 
 def _load_network(folder: Path, config: PretrainedConfig, pooling: str | None) -> Network:
     """Load the weights into the architecture's own classifier, or into an encoder with a pooling and a head."""
-    if pooling is None and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise ValueError(f"transformers has no sequence-classification network for {config.model_type}.")
     loader = AutoModelForSequenceClassification if pooling is None else AutoModel
     try:
         network, report = loader.from_pretrained(

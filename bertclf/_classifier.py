@@ -353,7 +353,8 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
         ndarray of shape (n_texts,)
             Labels, in the dtype of `classes_`.
         """
-        labels: npt.NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        positions = self.predict_proba(X).argmax(axis=1)
+        labels: npt.NDArray[Any] = self.classes_[positions]
         return labels
 
     def _logits(self, X: Any) -> npt.NDArray[np.float32]:

@@ -34,7 +34,8 @@ class PooledClassifier(nn.Module):
         self.pooling = pooling
         self.encoder = encoder
         self.dropout = nn.Dropout(_head_dropout(encoder.config))
-        self.classifier = nn.Linear(width(encoder), n_classes(encoder))
+        # Its weights are drawn by draw_new_head or loaded; to draw them here too would move torch's generator.
+        self.classifier: nn.Linear = nn.utils.skip_init(nn.Linear, width(encoder), n_classes(encoder))  # type: ignore[no-untyped-call]
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any

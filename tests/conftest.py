@@ -48,10 +48,3 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 def checkpoint(checkpoints: Callable[[str], Path]) -> Path:
     """The folder of a tiny BERT: two layers, 16 wide, 64 positions."""
     return checkpoints("bert")
-
-
-@pytest.fixture(autouse=True)
-def _doctest_checkpoint(request: pytest.FixtureRequest, doctest_namespace: dict[str, object]) -> None:
-    """Let the examples in docstrings run on the tiny checkpoint."""
-    if isinstance(request.node, pytest.DoctestItem):
-        doctest_namespace["checkpoint"] = request.getfixturevalue("checkpoint")

@@ -30,7 +30,7 @@ def read(file):
 
 
 def with_trainer(train, test, *, seed):
-    """Fine-tune with `Trainer` and dynamic padding; return the predicted labels."""
+    """Fine-tune with `Trainer`, in padded batches of like length as ours are; return the predicted labels."""
     import torch
     import transformers
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
@@ -61,6 +61,7 @@ def with_trainer(train, test, *, seed):
             save_strategy="no",
             report_to="none",
             seed=seed,
+            train_sampling_strategy="group_by_length",
             disable_tqdm=True,
             logging_strategy="no",
         )

@@ -1,0 +1,264 @@
+"""The estimator as a scikit-learn user meets it."""
+
+import inspect
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import LABELS, TEXTS
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError, SkipTestWarning
+from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils._param_validation import InvalidParameterError
+from sklearn.utils.estimator_checks import check_estimator
+
+from bertclf import BertSequenceClassifier
+
+PARAMETERS = list(inspect.signature(BertSequenceClassifier).parameters)
+
+
+@pytest.fixture(scope="module")
+def clf(checkpoint):
+    return BertSequenceClassifier(checkpoint, epochs=30, learning_rate=1e-2, random_state=0).fit(TEXTS, LABELS)
+
+
+def test_the_checks_of_scikit_learn_that_need_no_numbers():
+    with pytest.warns(SkipTestWarning, match="string=True"):
+        check_estimator(BertSequenceClassifier())
+
+
+def test_learns_what_separates_the_classes(clf):
+    assert clf.score(TEXTS, LABELS) == 1.0
+    assert clf.predict(["a great film", "an awful film"]).tolist() == ["fresh", "rotten"]
+
+
+def test_outputs_of_two_classes_agree_with_each_other(clf):
+    probabilities, decision = clf.predict_proba(TEXTS), clf.decision_function(TEXTS)
+    assert probabilities.shape == (len(TEXTS), 2)
+    assert probabilities.dtype == decision.dtype == np.float32
+    assert decision.shape == (len(TEXTS),)
+    np.testing.assert_allclose(1 / (1 + np.exp(-decision)), probabilities[:, 1], rtol=1e-5)
+    np.testing.assert_allclose(np.exp(clf.predict_log_proba(TEXTS)), probabilities, rtol=1e-5)
+    np.testing.assert_array_equal(clf.classes_[(decision > 0).astype(int)], clf.predict(TEXTS))
+
+
+def test_outputs_of_many_classes_have_a_column_each(checkpoint):
+    labels = [position % 3 for position in range(len(TEXTS))]
+    clf = BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(TEXTS, labels)
+    assert clf.decision_function(TEXTS).shape == clf.predict_proba(TEXTS).shape == (len(TEXTS), 3)
+    np.testing.assert_allclose(clf.predict_proba(TEXTS).sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(clf.classes_[clf.decision_function(TEXTS).argmax(axis=1)], clf.predict(TEXTS))
+
+
+def test_fitted_attributes(clf):
+    assert clf.classes_.tolist() == ["fresh", "rotten"]
+    assert clf.n_iter_ == len(clf.history_) == len(clf.loss_curve_) == 30
+    assert [row["epoch"] for row in clf.history_] == list(range(1, 31))
+    assert clf.loss_curve_ == [row["training_loss"] for row in clf.history_]
+    assert all(row["training_seconds"] > 0 for row in clf.history_)
+    assert clf.truncation_ == {
+        "texts": 0,
+        "tokens": 0,
+        "per_class": {"fresh": {"texts": 0, "tokens": 0}, "rotten": {"texts": 0, "tokens": 0}},
+    }
+    assert not hasattr(clf, "n_features_in_")
+    assert not hasattr(clf, "feature_names_in_")
+
+
+def test_every_public_fitted_attribute_is_documented(clf):
+    section = BertSequenceClassifier.__doc__.split("Attributes\n")[1].split("See Also")[0]
+    documented = set(re.findall(r"^    (\w+_) :", section, flags=re.MULTILINE))
+    assert documented - {"n_features_in_", "feature_names_in_"} == {
+        name for name in vars(clf) if name.endswith("_") and not name.startswith("_")
+    }
+
+
+def test_truncation_is_counted_per_class(checkpoint):
+    texts = ["joy " * 10, "joy", "dull " * 6, "dull"]
+    clf = BertSequenceClassifier(checkpoint, epochs=1, max_length=6, random_state=0).fit(texts, [1, 1, 0, 0])
+    assert clf.truncation_ == {
+        "texts": 2,
+        "tokens": 8,
+        "per_class": {0: {"texts": 1, "tokens": 2}, 1: {"texts": 1, "tokens": 6}},
+    }
+    cut = clf.predict_proba(["joy joy joy joy", "joy joy joy joy dull dull dull"])
+    np.testing.assert_array_equal(cut[0], cut[1])
+
+
+def test_the_same_seed_gives_the_same_bits(checkpoint):
+    def fit(seed):
+        return BertSequenceClassifier(checkpoint, epochs=2, batch_size=4, random_state=seed).fit(TEXTS, LABELS)
+
+    first, second, other = fit(0), fit(0), fit(1)
+    np.testing.assert_array_equal(first.predict_proba(TEXTS), second.predict_proba(TEXTS))
+    assert first.loss_curve_ == second.loss_curve_
+    assert not np.array_equal(first.predict_proba(TEXTS), other.predict_proba(TEXTS))
+
+
+def test_a_second_fit_forgets_the_first(checkpoint):
+    import pandas as pd
+
+    clf = BertSequenceClassifier(checkpoint, epochs=1, random_state=0)
+    frame = pd.DataFrame({"question": TEXTS, "answer": TEXTS[::-1]})
+    clf.fit(frame, LABELS)
+    assert clf.n_features_in_ == 2
+    assert clf.feature_names_in_.tolist() == ["question", "answer"]
+    again = clf.fit(TEXTS, LABELS).predict_proba(TEXTS)
+    assert not hasattr(clf, "n_features_in_")
+    assert not hasattr(clf, "feature_names_in_")
+    np.testing.assert_array_equal(again, clone(clf).fit(TEXTS, LABELS).predict_proba(TEXTS))
+
+
+def test_pairs_and_single_texts_can_not_be_exchanged(checkpoint):
+    pairs = list(zip(TEXTS, TEXTS, strict=True))
+    single = BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(TEXTS, LABELS)
+    paired = clone(single).fit(pairs, LABELS)
+    with pytest.raises(ValueError, match=r"X has 2 text\(s\) a row, but BertSequenceClassifier was fitted on 1"):
+        single.predict(pairs)
+    with pytest.raises(ValueError, match=r"X has 1 text\(s\) a row, but BertSequenceClassifier was fitted on 2"):
+        paired.predict(TEXTS)
+
+
+def test_one_column_and_one_dimension_can_be_exchanged(checkpoint):
+    column = [[text] for text in TEXTS]
+    flat = BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(TEXTS, LABELS)
+    tall = clone(flat).fit(column, LABELS)
+    assert tall.n_features_in_ == 1
+    np.testing.assert_array_equal(flat.predict_proba(column), tall.predict_proba(TEXTS))
+
+
+def test_columns_under_other_names_are_refused(checkpoint):
+    import pandas as pd
+
+    frame = pd.DataFrame({"question": TEXTS, "answer": TEXTS})
+    clf = BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(frame, LABELS)
+    with pytest.raises(ValueError, match="Feature names must be in the same order"):
+        clf.predict(frame[["answer", "question"]])
+
+
+OUT_OF_RANGE = {
+    "model": [None, 3],
+    "revision": [3],
+    "epochs": [0, 1.5, "many"],
+    "batch_size": [0, 2.5, None],
+    "learning_rate": [0.0, -1e-5, "fast"],
+    "lr_schedule": ["lineal", None],
+    "warmup_ratio": [-0.1, 1.1],
+    "weight_decay": [-0.1, None],
+    "max_grad_norm": [0.0, -1.0],
+    "label_smoothing": [-0.1, 1.0],
+    "dropout": [-0.1, 1.0],
+    "pooling": ["max", None],
+    "max_length": [0, 12.5],
+    "precision": ["float64", None],
+    "device": [None, 0],
+    "random_state": ["seed", -1],
+    "verbose": [-1, "yes"],
+}
+
+
+def test_every_parameter_is_tested_out_of_range():
+    assert list(OUT_OF_RANGE) == PARAMETERS == list(BertSequenceClassifier._parameter_constraints)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in OUT_OF_RANGE for value in OUT_OF_RANGE[name]])
+def test_a_parameter_out_of_range_is_refused_in_the_words_of_scikit_learn(name, value):
+    message = rf"The '{name}' parameter of BertSequenceClassifier must be .* Got {re.escape(repr(value))} instead"
+    with pytest.raises(InvalidParameterError, match=message):
+        BertSequenceClassifier(**{name: value}).fit(TEXTS, LABELS)
+
+
+def test_every_parameter_is_documented_with_its_default():
+    section = BertSequenceClassifier.__doc__.split("Parameters\n")[1].split("Attributes\n")[0]
+    documented = dict(re.findall(r"^    (\w+) : .*default=(.*)$", section, flags=re.MULTILINE))
+    signature = inspect.signature(BertSequenceClassifier).parameters
+    assert {name: repr(parameter.default) for name, parameter in signature.items()} == {
+        name: value.replace('"', "'") for name, value in documented.items()
+    }
+
+
+def test_the_constructor_only_stores(checkpoint):
+    given = {"model": Path(checkpoint), "epochs": 7, "random_state": np.random.RandomState(0)}
+    clf = BertSequenceClassifier(**given)
+    assert all(vars(clf)[name] is value for name, value in given.items())
+    assert set(vars(clf)) == set(PARAMETERS)
+
+
+def test_no_method_changes_a_parameter(clf, checkpoint):
+    assert (
+        clf.get_params()
+        == BertSequenceClassifier(checkpoint, epochs=30, learning_rate=1e-2, random_state=0).get_params()
+    )
+
+
+def test_max_length_must_fit_the_checkpoint_and_leave_room_for_the_text(checkpoint):
+    with pytest.raises(ValueError, match=r"max_length=65 is more than this checkpoint can take: its limit is 64"):
+        BertSequenceClassifier(checkpoint, max_length=65).fit(TEXTS, LABELS)
+    with pytest.raises(ValueError, match=r"max_length=2 leaves no token for the text.*Pass at least 3"):
+        BertSequenceClassifier(checkpoint, max_length=2).fit(TEXTS, LABELS)
+
+
+def test_auto_epochs_and_rate_follow_data_and_network(checkpoint, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(
+        "bertclf._training.train", lambda *args, settings, **kwargs: chosen.append(settings) or [{"training_loss": 0.0}]
+    )
+    BertSequenceClassifier(checkpoint, random_state=0).fit(TEXTS, LABELS)
+    BertSequenceClassifier(checkpoint, random_state=0, epochs=5, learning_rate=3e-4).fit(TEXTS, LABELS)
+    assert [(settings.epochs, settings.learning_rate) for settings in chosen] == [(20, 1e-4), (5, 3e-4)]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        ({"X_val": TEXTS}, "X_val was passed without y_val"),
+        ({"y_val": LABELS}, "y_val was passed without X_val"),
+        ({"X_val": TEXTS, "y_val": LABELS[:-1]}, "X_val has 14 texts and y_val has 13 labels"),
+        ({"X_val": ["a", None], "y_val": LABELS[:2]}, r"X_val\[1\] is NoneType"),
+        ({"X_val": ["a"], "y_val": ["new"]}, r"y_val\[0\] is 'new', a class that y does not hold"),
+        ({"X_val": [("a", "b")], "y_val": ["fresh"]}, "X_val and X must both hold single texts or both hold pairs"),
+    ],
+)
+def test_validation_data_that_do_not_fit_are_refused(checkpoint, held_out, message):
+    with pytest.raises(ValueError, match=message):
+        BertSequenceClassifier(checkpoint, epochs=1).fit(TEXTS, LABELS, **held_out)
+
+
+def test_an_integer_weight_equals_repetition_and_zero_equals_absence(checkpoint):
+    clf = BertSequenceClassifier(
+        checkpoint, epochs=3, batch_size=64, dropout=0.0, learning_rate=1e-3, precision="float32", random_state=0
+    )
+    weights = np.arange(len(TEXTS)) % 3
+    weighted = clone(clf).fit(TEXTS, LABELS, sample_weight=weights).predict_proba(TEXTS)
+    repeated = clone(clf).fit(np.repeat(TEXTS, weights), np.repeat(LABELS, weights)).predict_proba(TEXTS)
+    plain = clone(clf).fit(TEXTS, LABELS).predict_proba(TEXTS)
+    np.testing.assert_allclose(weighted, repeated, atol=1e-4)
+    assert np.abs(weighted - plain).max() > 5e-3
+
+
+def test_works_in_a_grid_search_over_a_pipeline(checkpoint):
+    cleaner = FunctionTransformer(lambda texts: [text.lower() for text in texts])
+    pipeline = make_pipeline(cleaner, BertSequenceClassifier(checkpoint, epochs=1, random_state=0))
+    search = GridSearchCV(pipeline, {"bertsequenceclassifier__learning_rate": [1e-3, 1e-2]}, cv=2)
+    search.fit(TEXTS, LABELS)
+    assert len(search.cv_results_["mean_test_score"]) == 2
+    assert search.predict(["A FINE FILM"]).shape == (1,)
+
+
+def test_works_in_cross_validation_with_two_workers(checkpoint):
+    clf = BertSequenceClassifier(checkpoint, epochs=1, random_state=0)
+    one = cross_val_score(clf, TEXTS, LABELS, cv=2, scoring="neg_log_loss")
+    two = cross_val_score(clf, TEXTS, LABELS, cv=2, scoring="neg_log_loss", n_jobs=2)
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    assert cross_val_predict(clf, TEXTS, LABELS, cv=2, method="predict_proba").shape == (len(TEXTS), 2)
+
+
+def test_a_failed_fit_leaves_a_new_classifier_unfitted(checkpoint):
+    clf = BertSequenceClassifier(checkpoint, epochs=1)
+    with pytest.raises(ValueError, match="empty"):
+        clf.fit([], [])
+    with pytest.raises(NotFittedError):
+        clf.predict(TEXTS)

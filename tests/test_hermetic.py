@@ -1,0 +1,159 @@
+"""What using the classifier must never do to the world around it."""
+
+import gc
+import logging
+import os
+import random
+import sys
+import threading
+import weakref
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from conftest import LABELS, TEXTS
+
+from bertclf import BertSequenceClassifier
+
+WATCHED = {
+    "open",
+    "os.mkdir",
+    "os.remove",
+    "os.rename",
+    "os.putenv",
+    "os.unsetenv",
+    "os.fork",
+    "os.posix_spawn",
+    "subprocess.Popen",
+    "socket.connect",
+    "socket.bind",
+    "socket.getaddrinfo",
+}
+_events = None
+
+
+def _record(event, arguments):
+    if _events is not None and event in WATCHED:
+        writes = event != "open" or any(flag in str(arguments[1] or "r") for flag in "wax+")
+        if writes:
+            _events.append((event, *arguments))
+
+
+sys.addaudithook(_record)
+
+
+@contextmanager
+def watched():
+    """Collect what the process does to files, sockets, processes and the environment."""
+    global _events
+    _events = events = []
+    try:
+        yield events
+    finally:
+        _events = None
+
+
+@pytest.fixture(scope="module")
+def clf(checkpoint):
+    return BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(TEXTS, LABELS)
+
+
+def test_the_watch_itself_sees_a_written_file(tmp_path):
+    with watched() as events:
+        (tmp_path / "file").write_text("seen", encoding="utf-8")
+    assert [event[0] for event in events] == ["open"]
+
+
+def test_fit_and_predict_write_no_file_open_no_socket_and_start_no_process(clf, checkpoint):
+    with watched() as events:
+        BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(TEXTS, LABELS).predict(TEXTS)
+    assert events == []
+
+
+def test_fit_and_predict_are_silent(checkpoint, capfd, caplog):
+    BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(TEXTS, LABELS).score(TEXTS, LABELS)
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+
+
+def test_verbose_shows_a_bar_and_a_line_per_epoch(checkpoint, capfd):
+    clf = BertSequenceClassifier(checkpoint, epochs=2, random_state=0, verbose=1)
+    clf.fit(TEXTS, LABELS, X_val=TEXTS, y_val=LABELS)
+    out, err = capfd.readouterr()
+    lines = out.splitlines()
+    assert [line[:9] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    assert all("training loss" in line and "validation loss" in line and "accuracy" in line for line in lines)
+    assert "2/2" in err
+
+
+def test_the_random_state_of_torch_numpy_and_python_is_untouched(checkpoint):
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    for seed in (0, None, np.random.RandomState(0)):
+        BertSequenceClassifier(checkpoint, epochs=1, random_state=seed).fit(TEXTS, LABELS).predict(TEXTS)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], states[1])
+    assert random.getstate() == states[2]
+
+
+def test_the_random_state_comes_back_from_an_interrupted_fit(checkpoint, monkeypatch):
+    def interrupt(*args, **kwargs):
+        torch.rand(1)
+        raise KeyboardInterrupt
+
+    state = torch.get_rng_state()
+    monkeypatch.setattr("bertclf._training.classification_loss", interrupt)
+    clf = BertSequenceClassifier(checkpoint, epochs=1, random_state=0)
+    with pytest.raises(KeyboardInterrupt):
+        clf.fit(TEXTS, LABELS)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not hasattr(clf, "model_")
+
+
+def test_logging_environment_and_threads_are_untouched(checkpoint):
+    def settings():
+        root = logging.getLogger()
+        return (
+            (root.level, list(root.handlers), list(root.filters)),
+            dict(os.environ),
+            (torch.get_num_threads(), torch.get_num_interop_threads(), threading.active_count()),
+            (torch.get_default_dtype(), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()),
+        )
+
+    before = settings()
+    BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(TEXTS, LABELS).predict(TEXTS)
+    assert settings() == before
+
+
+def test_the_callers_arrays_are_never_written(checkpoint):
+    X, y, weights = np.array(TEXTS, dtype=object), np.array(LABELS), np.ones(len(TEXTS))
+    for array in (X, y, weights):
+        array.setflags(write=False)
+    BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(X, y, weights).predict(X)
+    assert X.tolist() == TEXTS
+
+
+def test_the_caller_may_change_the_arrays_after_fit(checkpoint):
+    X, y = list(TEXTS), np.array(LABELS)
+    clf = BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(X, y)
+    before = clf.predict(TEXTS)
+    X.clear()
+    y[:] = "gone"
+    np.testing.assert_array_equal(clf.predict(TEXTS), before)
+
+
+def test_only_fit_changes_the_attributes(clf):
+    before = dict(vars(clf))
+    for method in (clf.predict, clf.predict_proba, clf.predict_log_proba, clf.decision_function):
+        method(TEXTS)
+    assert vars(clf).keys() == before.keys()
+    assert all(vars(clf)[name] is value for name, value in before.items())
+
+
+def test_the_network_is_freed_with_the_classifier(checkpoint):
+    clf = BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(TEXTS, LABELS)
+    network = weakref.ref(clf.model_)
+    assert all(weight.grad is None for weight in clf.model_.parameters())
+    del clf
+    gc.collect()
+    assert network() is None

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+import torch
+from conftest import LABELS, TEXTS
+
+from bertclf import BertSequenceClassifier, _inference
+from bertclf._inference import log_probabilities, probabilities
+
+
+@pytest.fixture(scope="module")
+def clf(checkpoint):
+    return BertSequenceClassifier(checkpoint, epochs=2, random_state=0).fit(TEXTS, LABELS)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 8, 40, 100_000])
+def test_the_size_of_the_batches_changes_nothing(clf, monkeypatch, max_tokens):
+    expected = clf.predict_proba(TEXTS)
+    monkeypatch.setitem(_inference.MAX_TOKENS, "cpu", max_tokens)
+    np.testing.assert_allclose(clf.predict_proba(TEXTS), expected, atol=1e-6)
+
+
+def test_the_order_of_the_texts_comes_back(clf):
+    order = np.random.default_rng(0).permutation(len(TEXTS))
+    shuffled = clf.predict_proba([TEXTS[position] for position in order])
+    np.testing.assert_allclose(shuffled, clf.predict_proba(TEXTS)[order], atol=1e-6)
+
+
+def test_a_subset_gives_the_same_probabilities(clf):
+    np.testing.assert_allclose(clf.predict_proba(TEXTS[3:6]), clf.predict_proba(TEXTS)[3:6], atol=1e-6)
+
+
+def test_no_batch_is_padded_beyond_its_longest_text(clf):
+    seen = []
+    handle = clf.model_.register_forward_pre_hook(
+        lambda module, args, inputs: seen.append(inputs["attention_mask"]), with_kwargs=True
+    )
+    clf.predict(TEXTS)
+    handle.remove()
+    assert seen
+    assert all(mask.sum(dim=1).max() == mask.shape[1] for mask in seen)
+
+
+def test_no_gradient_is_kept(clf):
+    recorded = []
+    handle = clf.model_.register_forward_hook(lambda module, args, output: recorded.append(output.logits.requires_grad))
+    clf.predict(TEXTS)
+    handle.remove()
+    assert not any(recorded)
+
+
+def test_softmax_stays_in_float32_and_survives_large_logits():
+    logits = np.array([[1000.0, -1000.0], [0.0, 0.0]], dtype=np.float32)
+    assert probabilities(logits).dtype == np.float32
+    np.testing.assert_allclose(probabilities(logits), [[1, 0], [0.5, 0.5]])
+    np.testing.assert_allclose(log_probabilities(logits), [[0, -2000], [np.log(0.5)] * 2], rtol=1e-6)
+
+
+def test_a_lower_precision_network_still_answers_in_float32(checkpoint):
+    clf = BertSequenceClassifier(checkpoint, epochs=1, random_state=0, precision="bfloat16").fit(TEXTS, LABELS)
+    assert clf.predict_proba(TEXTS).dtype == np.float32
+    assert clf._compute.dtype == torch.bfloat16
+    np.testing.assert_allclose(clf.predict_proba(TEXTS).sum(axis=1), 1, atol=1e-6)

@@ -1,0 +1,222 @@
+"""Every architecture: fitted, predicted, and equal to the plain padded network of transformers."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import LABELS, TEXTS
+from tiny import CONFIGS, POSITIONS, WIDTH
+from torch import nn
+
+from bertclf import BertSequenceClassifier
+from bertclf._network import PooledClassifier, length_limit, own_pooling, pool, takes_segments
+
+PAIRS = list(zip(TEXTS, TEXTS[::-1], strict=True))
+MIXED = ["", "a", "joy " * 200, *TEXTS]
+
+OWN_CLASS = {
+    "bert": "BertForSequenceClassification",
+    "distilbert": "DistilBertForSequenceClassification",
+    "electra": "ElectraForSequenceClassification",
+    "mpnet": "MPNetForSequenceClassification",
+    "roberta": "RobertaForSequenceClassification",
+    "xlm-roberta": "XLMRobertaForSequenceClassification",
+    "albert": "AlbertForSequenceClassification",
+    "deberta-v2": "DebertaV2ForSequenceClassification",
+    "modernbert": "ModernBertForSequenceClassification",
+    "gpt2": "GPT2ForSequenceClassification",
+    "openai-gpt": "OpenAIGPTForSequenceClassification",
+}
+DECODERS = {"gpt2", "openai-gpt"}
+WITH_SEGMENTS = {"bert", "electra", "albert"}
+
+every_architecture = pytest.mark.parametrize("architecture", CONFIGS)
+
+
+@pytest.fixture(scope="module")
+def fitted(checkpoints):
+    """A function from architecture and kind of input to a fitted classifier."""
+    made = {}
+
+    def fit(architecture, X=TEXTS, **parameters):
+        key = (architecture, X is PAIRS, *parameters.items())
+        if key not in made:
+            clf = BertSequenceClassifier(checkpoints(architecture), epochs=2, random_state=0, **parameters)
+            made[key] = clf.fit(X, LABELS)
+        return made[key]
+
+    return fit
+
+
+def plain_probabilities(clf, first, second=None):
+    """Return what transformers alone computes: one padded batch through the network."""
+    batch = clf.tokenizer_(
+        first,
+        second,
+        padding=True,
+        padding_side="right",
+        truncation=True,
+        max_length=POSITIONS,
+        split_special_tokens=True,
+        return_tensors="pt",
+        return_token_type_ids=takes_segments(clf.model_, clf.tokenizer_),
+    )
+    with torch.no_grad():
+        return clf.model_(**batch).logits.softmax(dim=1).numpy()
+
+
+@every_architecture
+def test_fits_with_the_class_of_the_architecture_itself(fitted, architecture):
+    clf = fitted(architecture)
+    assert type(clf.model_).__name__ == OWN_CLASS[architecture]
+    assert clf.model_.config.id2label == {0: "fresh", 1: "rotten"}
+    assert clf.model_.config.label2id == {"fresh": 0, "rotten": 1}
+    assert not clf.model_.training
+
+
+@every_architecture
+def test_single_texts_equal_the_plain_padded_network(fitted, architecture):
+    clf = fitted(architecture)
+    texts = [text for text in MIXED if text] if architecture in DECODERS else MIXED
+    np.testing.assert_allclose(clf.predict_proba(texts), plain_probabilities(clf, texts), atol=1e-5)
+
+
+@every_architecture
+def test_pairs_equal_the_plain_padded_network(fitted, architecture):
+    clf = fitted(architecture, PAIRS)
+    first, second = [pair[0] for pair in PAIRS], [pair[1] for pair in PAIRS]
+    np.testing.assert_allclose(clf.predict_proba(PAIRS), plain_probabilities(clf, first, second), atol=1e-5)
+
+
+@every_architecture
+@pytest.mark.parametrize("pooling", ["auto", "mean", "last"])
+def test_a_text_alone_equals_the_text_in_a_batch(fitted, architecture, pooling):
+    clf = fitted(architecture, pooling=pooling)
+    alone = np.concatenate([clf.predict_proba([text]) for text in MIXED])
+    assert np.isfinite(alone).all()
+    np.testing.assert_allclose(clf.predict_proba(MIXED), alone, atol=1e-5)
+    np.testing.assert_allclose(clf.predict_proba(MIXED[::-1])[::-1], alone, atol=1e-5)
+
+
+@every_architecture
+@pytest.mark.parametrize("pooling", ["auto", "mean"])
+def test_the_pickled_network_and_tokenizer_come_back_the_same(fitted, architecture, pooling):
+    clf = fitted(architecture, pooling=pooling)
+    again = pickle.loads(pickle.dumps(clf))
+    assert type(again.model_) is type(clf.model_)
+    assert type(again.tokenizer_) is type(clf.tokenizer_)
+    np.testing.assert_array_equal(again.predict_proba(MIXED), clf.predict_proba(MIXED))
+
+
+@every_architecture
+def test_training_changes_the_encoder_and_the_head(fitted, checkpoints, architecture):
+    clf = fitted(architecture)
+    before = transformers.AutoModel.from_pretrained(checkpoints(architecture), dtype=torch.float32).state_dict()
+    after = clf.model_.base_model.state_dict()
+    shared = [name for name in before.keys() & after.keys() if before[name].shape == after[name].shape]
+    assert len(shared) > 10
+    changed = [name for name in shared if not torch.equal(before[name], after[name])]
+    assert len(changed) > len(shared) / 2
+
+
+@every_architecture
+def test_the_length_limit_counts_special_tokens_and_reserved_positions(fitted, architecture):
+    clf = fitted(architecture)
+    assert length_limit(clf.model_, clf.tokenizer_) == POSITIONS
+    assert np.isfinite(clf.predict_proba(["joy " * 1000])).all()
+
+
+@every_architecture
+def test_segments_go_to_the_networks_that_have_them(fitted, architecture):
+    clf = fitted(architecture)
+    assert takes_segments(clf.model_, clf.tokenizer_) == (architecture in WITH_SEGMENTS)
+
+
+@pytest.mark.parametrize("architecture", sorted(WITH_SEGMENTS))
+def test_the_second_text_of_a_pair_is_in_the_second_segment(fitted, architecture):
+    clf = fitted(architecture, PAIRS)
+    seen = []
+    handle = clf.model_.register_forward_pre_hook(
+        lambda module, args, inputs: seen.append(inputs["token_type_ids"]), with_kwargs=True
+    )
+    clf.predict_proba([("joy", "plot")])
+    handle.remove()
+    first_of_second = 1 + 1 + 1
+    assert seen[0][0].tolist()[:first_of_second] == [0] * first_of_second
+    assert set(seen[0][0].tolist()[first_of_second:]) == {1}
+
+
+@every_architecture
+def test_dropout_overrides_every_probability_of_the_checkpoint(fitted, architecture):
+    clf = fitted(architecture, dropout=0.25)
+    layers = [module for module in clf.model_.modules() if isinstance(module, nn.Dropout)]
+    assert layers
+    assert {layer.p for layer in layers} == {0.25}
+
+
+@every_architecture
+def test_dropout_none_keeps_the_checkpoint(fitted, checkpoints, architecture):
+    kept = fitted(architecture).model_.config.to_dict()
+    original = transformers.AutoConfig.from_pretrained(checkpoints(architecture)).to_dict()
+    names = [name for name in original if "dropout" in name or name.endswith("pdrop")]
+    assert names
+    assert {name: kept[name] for name in names} == {name: original[name] for name in names}
+
+
+@every_architecture
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_pooling_that_is_not_the_architectures_gets_a_module_called_in_the_same_way(fitted, architecture, pooling):
+    clf = fitted(architecture, pooling=pooling)
+    is_own = pooling == own_pooling(clf.model_.config)
+    assert isinstance(clf.model_, PooledClassifier) != is_own
+    batch = clf.tokenizer_(["a fine film", "dull"], padding=True, return_tensors="pt")
+    logits = clf.model_(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert logits.shape == (2, 2)
+
+
+@pytest.mark.parametrize("architecture", sorted(DECODERS))
+def test_a_decoder_pools_the_last_token_and_has_a_padding_token(fitted, architecture):
+    clf = fitted(architecture)
+    assert own_pooling(clf.model_.config) == "last"
+    assert clf.model_.config.pad_token_id == clf.tokenizer_.pad_token_id
+    seen = []
+    handle = clf.model_.base_model.register_forward_hook(lambda module, args, output: seen.append(output[0].clone()))
+    logits = clf.decision_function(["a fine film"])
+    handle.remove()
+    with torch.inference_mode():
+        score = clf.model_.score(seen[0][0, -1])
+    assert logits[0] == pytest.approx(float(score[1] - score[0]), abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", sorted(DECODERS))
+def test_pooling_the_first_token_of_a_decoder_is_refused(checkpoints, architecture):
+    clf = BertSequenceClassifier(checkpoints(architecture), pooling="cls")
+    with pytest.raises(ValueError, match=r"that token sees no other. Use pooling='last' or 'mean'"):
+        clf.fit(TEXTS, LABELS)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_modernbert_has_two_poolings_of_its_own(fitted, pooling):
+    clf = fitted("modernbert", pooling=pooling)
+    assert type(clf.model_).__name__ == OWN_CLASS["modernbert"]
+    assert clf.model_.config.classifier_pooling == pooling
+
+
+def test_pooling_reduces_padded_hidden_states():
+    hidden = torch.arange(12.0).reshape(2, 3, 2)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    assert pool(hidden, mask, "cls").tolist() == [[0, 1], [6, 7]]
+    assert pool(hidden, mask, "mean").tolist() == [[1, 2], [8, 9]]
+    assert pool(hidden, mask, "last").tolist() == [[2, 3], [10, 11]]
+
+
+def test_the_pooled_network_takes_all_tokens_when_there_is_no_mask(fitted):
+    network = fitted("bert", pooling="mean").model_
+    ids = torch.tensor([[2, 7, 8, 3]])
+    assert torch.equal(network(ids).logits, network(ids, torch.ones_like(ids)).logits)
+
+
+def test_the_head_is_as_wide_as_the_network(fitted):
+    assert fitted("bert", pooling="mean").model_.classifier.weight.shape == (2, WIDTH)

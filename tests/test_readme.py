@@ -1,0 +1,42 @@
+"""The README says what the code does, and its examples run."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from bertclf import BertSequenceClassifier
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_parameter_table_is_the_signature():
+    table = README.partition("## Parameters")[2].partition("\n## ")[0]
+    documented = {
+        name: ast.literal_eval(default) for name, default in re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", table, re.M)
+    }
+    signature = inspect.signature(BertSequenceClassifier).parameters
+    assert list(documented.items()) == [(name, parameter.default) for name, parameter in signature.items()]
+
+
+def test_python_examples_run(checkpoint: Path):
+    blocks = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
+    assert len(blocks) == 2
+    code = "\n".join(blocks)
+    assert code.count('model="bert-base-uncased"') == code.count("BertSequenceClassifier(")
+    namespace: dict[str, object] = {}
+    exec(code.replace('"bert-base-uncased"', repr(str(checkpoint))), namespace)
+    search = namespace["search"]
+    assert set(search.predict(["a fine film"])) <= {"fresh", "rotten"}
+    assert search.best_params_["bertsequenceclassifier__learning_rate"] in (2e-5, 5e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "last_line"), [("quickstart", "python examples/quickstart.py"), ("tests", "python -m pytest --cov")]
+)
+def test_each_command_stands_once_right_after_its_marker(name: str, last_line: str):
+    blocks = re.findall(rf"^<!-- command: {name} -->\n```bash\n(.*?)^```$", README, re.M | re.S)
+    assert [block.splitlines()[-1] for block in blocks] == [last_line]
+    assert blocks[0].startswith("pip install -c .ci/constraints.txt ")

@@ -1,0 +1,66 @@
+"""The pip-installed MiniLM: a real network, a real tokenizer, real sentences."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from minilm import minilm_folder
+
+from bertclf import BertSequenceClassifier
+from bertclf._network import PooledClassifier
+
+pytestmark = pytest.mark.real
+
+GOOD = [
+    "A moving, beautifully acted film that stays with you.",
+    "One of the funniest comedies of the year.",
+    "The director has made a small masterpiece.",
+    "Warm, witty and wise; I loved every minute.",
+    "A gripping story with superb performances.",
+    "An absolute delight from start to finish.",
+]
+BAD = [
+    "A tedious mess without a single good idea.",
+    "The jokes fall flat and the plot makes no sense.",
+    "Two hours of my life that I will never get back.",
+    "Badly acted, badly written and badly filmed.",
+    "A dull sequel that nobody asked for.",
+    "I was bored from the first scene to the last.",
+]
+TEXTS, LABELS = GOOD + BAD, ["fresh"] * len(GOOD) + ["rotten"] * len(BAD)
+UNSEEN = ["A wonderful film, superbly acted.", "A boring and stupid film."]
+
+
+@pytest.fixture(scope="module", params=["auto", "cls"])
+def clf(request):
+    return BertSequenceClassifier(
+        minilm_folder(), epochs=8, batch_size=4, pooling=request.param, precision="float32", random_state=0
+    ).fit(TEXTS, LABELS)
+
+
+def test_learns_sentiment_from_twelve_sentences(clf):
+    assert clf.predict(UNSEEN).tolist() == ["fresh", "rotten"]
+
+
+def test_auto_pooling_is_the_mean_that_the_checkpoint_was_trained_with(clf):
+    if clf.pooling == "auto":
+        assert isinstance(clf.model_, PooledClassifier)
+        assert clf.model_.pooling == "mean"
+    else:
+        assert type(clf.model_).__name__ == "BertForSequenceClassification"
+
+
+def test_probabilities_equal_the_plain_padded_network_alone_and_in_any_batch(clf):
+    texts = [*TEXTS, *UNSEEN, "", "ünïcödé 🎬 影片", " ".join(TEXTS * 8)]
+    batch = clf.tokenizer_(texts, padding=True, truncation=True, max_length=512, return_tensors="pt")
+    with torch.no_grad():
+        plain = clf.model_(**batch).logits.softmax(dim=1).numpy()
+    np.testing.assert_allclose(clf.predict_proba(texts), plain, atol=1e-5)
+    alone = np.concatenate([clf.predict_proba([text]) for text in texts])
+    np.testing.assert_allclose(alone, plain, atol=1e-5)
+
+
+def test_the_pickle_predicts_the_same_bits(clf):
+    again = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(again.predict_proba(UNSEEN), clf.predict_proba(UNSEEN))

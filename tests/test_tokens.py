@@ -1,0 +1,626 @@
+"""The rooms `_tokens` and `_batches`: texts to a ragged store, and the store to padded batches."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import WORDS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from tiny import POSITIONS, TOKENIZERS
+
+from bertclf import _tokens
+from bertclf._batches import batches_by_length, padded_batch, random_batches
+from bertclf._checkpoint import load_checkpoint
+from bertclf._tokens import TokenStore, resolve_max_length, tokenize, truncation_report
+
+Tokenizer = transformers.PreTrainedTokenizerBase
+CPU = torch.device("cpu")
+
+# One of each kind: word pieces, byte-level pairs, and two unigram models with different normalizers.
+KINDS = ["bert", "gpt2", "xlm-roberta", "deberta-v2"]
+TEXTS = ["a fine film", "", "dull", "naïve 漢字 😀 e\u0301", " \t\n", "long " * 100, "This isn't A joy, was it?"]
+OTHERS = ["very good", "it was", "", "  spaces  ", "waste " * 100, "long " * 100, "!"]
+
+snippets = st.sampled_from(
+    [*WORDS, *" \n\t\u00a0\u3000\u200d\u0301\u2581\u0120\x00", "  ", "    ", "'s", " 've", "漢字", "é", "e\u0301", "😀", "[SEP]"]
+)
+texts_of_snippets = st.lists(snippets, max_size=40).map("".join)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(checkpoints: Callable[[str], Path]) -> Callable[[str], Tokenizer]:
+    """A function from the name of an architecture to its tokenizer, loaded as `fit` loads it."""
+    loaded: dict[str, Tokenizer] = {}
+
+    def tokenizer_of(name: str) -> Tokenizer:
+        if name not in loaded:
+            checkpoint = load_checkpoint(
+                checkpoints(name), revision=None, labels=["a", "b"], pooling="auto", dropout=None, verbose=False
+            )
+            loaded[name] = checkpoint.tokenizer
+        return loaded[name]
+
+    return tokenizer_of
+
+
+@pytest.fixture
+def bert(tokenizers: Callable[[str], Tokenizer]) -> Tokenizer:
+    return tokenizers("bert")
+
+
+def own_output(
+    tokenizer: Tokenizer, first: list[str], second: list[str] | None, max_length: int | None, name: str = "input_ids"
+) -> list[list[int]]:
+    """Return what the tokenizer says by itself."""
+    encoded = tokenizer(
+        first,
+        second,
+        truncation=max_length is not None,
+        max_length=max_length,
+        split_special_tokens=True,
+        return_token_type_ids=True,
+        verbose=False,
+    )
+    return [list(values) for values in encoded[name]]
+
+
+def ragged(values: np.ndarray, store: TokenStore) -> list[list[int]]:
+    return [values[start:end].tolist() for start, end in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
+
+
+def encode(
+    tokenizer: Tokenizer, first: list[str], second: list[str] | None = None, max_length: int | None = None
+) -> TokenStore:
+    return tokenize(first, second, tokenizer=tokenizer, max_length=max_length, with_segments=True)
+
+
+def with_filler(tokenizer: Tokenizer, rows: list[list[int]]) -> list[list[int]]:
+    """Return the rows, with the one token that stands for a text without any."""
+    fillers = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return [row or [next(token for token in fillers if token is not None)] for row in rows]
+
+
+def store_of(rows: list[list[int]], segments: list[list[int]] | None = None) -> TokenStore:
+    return TokenStore(
+        ids=np.array([token for row in rows for token in row], dtype=np.uint16),
+        offsets=np.cumsum([0] + [len(row) for row in rows]),
+        segments=None if segments is None else np.array([s for row in segments for s in row], dtype=np.uint8),
+    )
+
+
+# Texts to a ragged store
+
+
+@pytest.mark.parametrize("max_length", [None, 5, 12, 64])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_single_texts_are_encoded_as_the_tokenizer_does(
+    tokenizers: Callable[[str], Tokenizer], name: str, max_length: int | None
+) -> None:
+    store = encode(tokenizers(name), TEXTS, max_length=max_length)
+    expected = own_output(tokenizers(name), TEXTS, None, max_length)
+
+    assert ragged(store.ids, store) == with_filler(tokenizers(name), expected)
+    assert store.segments is None
+    assert len(store) == len(TEXTS)
+    assert store.lengths.tolist() == [max(len(ids), 1) for ids in expected]
+
+
+@pytest.mark.parametrize("max_length", [None, 6, 13, 64])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_pairs_are_encoded_as_the_tokenizer_does(
+    tokenizers: Callable[[str], Tokenizer], name: str, max_length: int | None
+) -> None:
+    store = encode(tokenizers(name), TEXTS, OTHERS, max_length)
+
+    assert ragged(store.ids, store) == own_output(tokenizers(name), TEXTS, OTHERS, max_length)
+    segments = own_output(tokenizers(name), TEXTS, OTHERS, max_length, "token_type_ids")
+    if any(map(any, segments)):
+        assert store.segments is not None
+        assert ragged(store.segments, store) == segments
+    else:
+        assert store.segments is None
+
+
+def test_the_second_text_of_a_pair_is_the_second_segment(bert: Tokenizer) -> None:
+    store = encode(bert, ["a fine film"], ["dull"])
+
+    assert store.segments is not None
+    assert store.segments.dtype == np.uint8
+    assert store.segments.tolist() == [0, 0, 0, 0, 0, 1, 1]
+
+
+def test_segments_are_left_out_where_nobody_asks_for_them(bert: Tokenizer) -> None:
+    store = tokenize(["a fine film"], ["dull"], tokenizer=bert, max_length=None, with_segments=False)
+
+    assert store.segments is None
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.int32)])
+def test_ids_take_two_bytes_where_the_vocabulary_allows(size: int, dtype: type) -> None:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *(f"w{number}" for number in range(size - len(special)))]
+    tokenizer = transformers.BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    store = encode(tokenizer, [words[-1], words[5]])
+
+    assert len(tokenizer) == size
+    assert store.ids.dtype == dtype
+    assert ragged(store.ids, store) == [[2, size - 1, 3], [2, 5, 3]]
+
+
+@pytest.mark.parametrize("name", KINDS)
+@settings(deadline=None, max_examples=40)
+@given(texts=st.lists(texts_of_snippets, min_size=1, max_size=8), max_length=st.none() | st.integers(3, 30))
+def test_every_single_text_is_encoded_as_the_tokenizer_does(
+    tokenizers: Callable[[str], Tokenizer], name: str, texts: list[str], max_length: int | None
+) -> None:
+    tokenizer = tokenizers(name)
+    store = encode(tokenizer, texts, max_length=max_length)
+    expected = own_output(tokenizer, texts, None, max_length)
+    whole = own_output(tokenizer, texts, None, None)
+
+    assert ragged(store.ids, store) == with_filler(tokenizer, expected)
+    assert store.cut == {
+        row: len(ids) - len(kept)
+        for row, (ids, kept) in enumerate(zip(whole, expected, strict=True))
+        if len(ids) > len(kept)
+    }
+
+
+@pytest.mark.parametrize("name", KINDS)
+@settings(deadline=None, max_examples=40)
+@given(
+    pairs=st.lists(st.tuples(texts_of_snippets, texts_of_snippets), min_size=1, max_size=8),
+    max_length=st.none() | st.integers(6, 30),
+)
+def test_every_pair_is_encoded_as_the_tokenizer_does(
+    tokenizers: Callable[[str], Tokenizer], name: str, pairs: list[tuple[str, str]], max_length: int | None
+) -> None:
+    tokenizer = tokenizers(name)
+    first, second = map(list, zip(*pairs, strict=True))
+    store = encode(tokenizer, first, second, max_length)
+    expected = own_output(tokenizer, first, second, max_length)
+    whole = own_output(tokenizer, first, second, None)
+
+    assert ragged(store.ids, store) == with_filler(tokenizer, expected)
+    assert sum(store.cut.values()) == sum(map(len, whole)) - sum(map(len, expected))
+
+
+def test_texts_stay_in_order_over_many_calls_of_the_tokenizer(bert: Tokenizer) -> None:
+    texts = [" ".join(["film"] * (row % 7)) for row in range(2500)]
+    store = encode(bert, texts, max_length=6)
+
+    assert store.lengths.tolist() == [min(row % 7 + 2, 6) for row in range(2500)]
+    assert store.cut == {row: row % 7 - 4 for row in range(2500) if row % 7 > 4}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("text", ["", " ", "\n\t "], ids=["nothing", "space", "white space"])
+def test_an_empty_text_has_at_least_one_token(
+    tokenizers: Callable[[str], Tokenizer], name: str, text: str
+) -> None:
+    store = encode(tokenizers(name), ["a film", text, "dull"])
+
+    assert store.lengths[1] >= 1
+    assert store.cut == {}
+    assert max(store.ids) < len(tokenizers(name))
+
+
+def test_a_text_without_tokens_is_the_begin_of_text_token(tokenizers: Callable[[str], Tokenizer]) -> None:
+    tokenizer = tokenizers("gpt2")
+    store = encode(tokenizer, ["", "a"], max_length=1)
+
+    assert ragged(store.ids, store) == [[tokenizer.bos_token_id], tokenizer("a")["input_ids"]]
+
+
+@pytest.mark.parametrize("with_pairs", [False, True], ids=["single", "pair"])
+@pytest.mark.parametrize("max_length", [None, 20], ids=["whole", "truncated"])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_names_of_control_tokens_in_a_text_stay_plain_text(
+    tokenizers: Callable[[str], Tokenizer], name: str, max_length: int | None, with_pairs: bool
+) -> None:
+    tokenizer = tokenizers(name)
+    control = {token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id}
+    names = [token for token in tokenizer.all_special_tokens if token != tokenizer.unk_token] * 5
+    literal = "a " + " film ".join(names) + " plot"
+    plain = "a " + " film ".join(["dull"] * len(names)) + " plot"
+
+    def n_control(text: str) -> int:
+        store = encode(tokenizer, [text], ["good"] if with_pairs else None, max_length)
+        return sum(token in control for token in store.ids.tolist())
+
+    assert n_control(literal) == n_control(plain)
+
+
+def test_the_literal_separator_is_spelt_out(bert: Tokenizer) -> None:
+    store = encode(bert, ["a [SEP] b"])
+
+    assert bert.convert_ids_to_tokens(store.ids.tolist()) == (
+        ["[CLS]", "a", "[UNK]", "s", "##e", "##p", "[UNK]", "b", "[SEP]"]
+    )
+
+
+# Truncation
+
+
+def test_texts_that_fit_are_not_cut(bert: Tokenizer) -> None:
+    store = encode(bert, ["a fine film", "dull"], max_length=5)
+
+    assert store.cut == {}
+    assert store.lengths.tolist() == [5, 3]
+
+
+def test_cut_counts_the_tokens_that_truncation_took(bert: Tokenizer) -> None:
+    store = encode(bert, ["dull", "film " * 10, "a fine film", "film " * 5], max_length=5)
+
+    assert store.cut == {1: 7, 3: 2}
+    assert store.lengths.tolist() == [3, 5, 5, 5]
+
+
+def test_cut_counts_both_texts_of_a_pair(bert: Tokenizer) -> None:
+    store = encode(bert, ["film " * 10, "dull"], ["plot " * 8, "dull"], max_length=11)
+
+    assert store.cut == {0: 10}
+    assert store.lengths.tolist() == [11, 5]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_texts_are_cut_on_the_side_that_the_tokenizer_says(
+    tokenizers: Callable[[str], Tokenizer], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizers(name), "truncation_side", "left")
+    texts = ["best " + "film " * 20 + "worst", "best " + "film " * 10_000 + "worst"]
+    store = encode(tokenizers(name), texts, max_length=10)
+
+    assert ragged(store.ids, store) == own_output(tokenizers(name), texts, None, 10)
+
+
+def test_truncation_report_counts_texts_and_tokens_in_all_and_per_class() -> None:
+    report = truncation_report({0: 7, 2: 1, 3: 2}, np.array([1, 0, 1, 0, 2]), np.array(["good", "bad", "mixed"]))
+
+    assert report == {
+        "texts": 3,
+        "tokens": 10,
+        "per_class": {
+            "good": {"texts": 1, "tokens": 2},
+            "bad": {"texts": 2, "tokens": 8},
+            "mixed": {"texts": 0, "tokens": 0},
+        },
+    }
+
+
+def test_truncation_report_of_nothing_cut_is_all_zero() -> None:
+    report = truncation_report({}, np.array([1, 0]), np.array([False, True]))
+
+    assert report == {
+        "texts": 0,
+        "tokens": 0,
+        "per_class": {False: {"texts": 0, "tokens": 0}, True: {"texts": 0, "tokens": 0}},
+    }
+
+
+def test_truncation_report_holds_plain_python_alone() -> None:
+    report = truncation_report({0: 7}, np.array([0, 1]), np.array([3, 5], dtype=np.int8))
+
+    assert {type(value) for value in (report["texts"], report["tokens"], *report["per_class"])} == {int}
+    assert {type(count) for counts in report["per_class"].values() for count in counts.values()} == {int}
+
+
+# The window of characters
+
+
+@pytest.mark.parametrize("name", KINDS)
+@settings(deadline=None, max_examples=60)
+@given(
+    texts=st.lists(st.lists(texts_of_snippets, max_size=4).map(" ".join), min_size=1, max_size=4),
+    max_length=st.integers(3, 12),
+)
+def test_a_window_of_any_size_changes_no_token(
+    tokenizers: Callable[[str], Tokenizer], name: str, texts: list[str], max_length: int
+) -> None:
+    tokenizer = tokenizers(name)
+    expected = own_output(tokenizer, texts, None, max_length)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_tokens, "MIN_WINDOW", 24)
+        patch.setattr(_tokens, "CHARACTERS_PER_TOKEN", 1)
+        store = encode(tokenizer, texts, max_length=max_length)
+
+    assert ragged(store.ids, store) == with_filler(tokenizer, expected)
+
+
+VERY_LONG = {
+    "words": "a fine film was not dull , " * 1500,
+    "accented words": "naïve e\u0301te\u0301 joy " * 2500,
+    "emoji": "😀 a 👩\u200d👩\u200d👧 " * 4000,
+    "two spaces": "best  story\n " * 3000,
+    "one word in a sea of spaces": " " * 40_000 + "film",
+    "words behind a sea of spaces": " " * 40_000 + "a fine film " * 10,
+    "a long word behind a space": "a " + "b" * 40_000,
+    "a space behind a long word": "b" * 32_767 + " " + "film " * 100,
+    "no space": "abcdefghij" * 4000,
+    "lines": "a fine\nfilm\n" * 3500,
+    "marks": "a" + "\u0301" * 40_000,
+    "literal separators": "[SEP] </s> <|endoftext|> " * 1500,
+}
+
+
+@pytest.mark.parametrize("text", VERY_LONG.values(), ids=VERY_LONG)
+@pytest.mark.parametrize("name", KINDS)
+def test_the_window_of_a_very_long_text_changes_no_token(
+    tokenizers: Callable[[str], Tokenizer], name: str, text: str
+) -> None:
+    tokenizer = tokenizers(name)
+    texts = ["a film", text, "dull"]
+    store = encode(tokenizer, texts, max_length=POSITIONS)
+
+    assert len(text) > _tokens.MIN_WINDOW
+    assert ragged(store.ids, store) == with_filler(tokenizer, own_output(tokenizer, texts, None, POSITIONS))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_very_long_text_without_a_limit_is_read_whole(
+    tokenizers: Callable[[str], Tokenizer], name: str
+) -> None:
+    text = "a fine film was not dull , " * 1500
+    store = encode(tokenizers(name), [text])
+
+    assert ragged(store.ids, store) == own_output(tokenizers(name), [text], None, None)
+    assert store.cut == {}
+
+
+def test_a_very_long_pair_is_encoded_as_the_tokenizer_does(bert: Tokenizer) -> None:
+    first, second = ["film " * 8000], ["plot " * 9000]
+    store = encode(bert, first, second, POSITIONS)
+
+    assert ragged(store.ids, store) == own_output(bert, first, second, POSITIONS)
+    assert store.cut == {0: 17_003 - POSITIONS}
+
+
+def test_most_of_a_very_long_text_is_never_read(bert: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    call = _tokens._call
+
+    def recording(tokenizer: Tokenizer, first: list[str], *arguments: Any, **keywords: Any) -> Any:
+        read.extend(len(text) for text in first)
+        return call(tokenizer, first, *arguments, **keywords)
+
+    monkeypatch.setattr(_tokens, "_call", recording)
+    encode(bert, ["film " * 200_000], max_length=POSITIONS)
+
+    assert sum(read) <= 2 * _tokens.MIN_WINDOW
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_tokens_that_were_never_read_are_estimated_from_the_characters(
+    tokenizers: Callable[[str], Tokenizer], name: str
+) -> None:
+    text = "a fine film was not dull , " * 8000
+    exact = len(own_output(tokenizers(name), [text], None, None)[0])
+    store = encode(tokenizers(name), [text], max_length=POSITIONS)
+
+    assert store.cut == {0: pytest.approx(exact - POSITIONS, rel=1e-3)}
+
+
+def test_the_cut_of_a_text_that_was_read_whole_is_exact(bert: Tokenizer) -> None:
+    texts = ["film " * 6000, " " * 40_000 + "film " * 100]
+    store = encode(bert, texts, max_length=POSITIONS)
+
+    assert store.cut == {0: 6002 - POSITIONS, 1: 102 - POSITIONS}
+
+
+MEGABYTES = {
+    "words": "a fine film was not dull " * 42_000,
+    "no space": "abcdefghij" * 105_000,
+    "combining marks": "a" + "\u0301" * 525_000,
+}
+
+
+@pytest.mark.parametrize("text", MEGABYTES.values(), ids=MEGABYTES)
+@pytest.mark.parametrize("name", KINDS)
+def test_a_megabyte_of_any_kind_has_the_tokens_of_its_beginning(
+    tokenizers: Callable[[str], Tokenizer], name: str, text: str
+) -> None:
+    assert len(text.encode()) > 1_000_000
+    store = encode(tokenizers(name), [text], max_length=POSITIONS)
+
+    assert ragged(store.ids, store) == own_output(tokenizers(name), [text[:4000]], None, POSITIONS)
+
+
+# The longest input
+
+
+@pytest.mark.parametrize(
+    ("max_length", "limit", "expected"), [(None, 64, 64), (None, None, None), (64, 64, 64), (3, 64, 3), (999, None, 999)]
+)
+def test_the_longest_input_is_what_was_asked_for_or_the_limit(
+    bert: Tokenizer, max_length: int | None, limit: int | None, expected: int | None
+) -> None:
+    assert resolve_max_length(max_length, limit, bert, pairs=False) == expected
+
+
+def test_more_than_the_limit_is_refused_with_the_limit(bert: Tokenizer) -> None:
+    pattern = "max_length=65 .* limit is 64 tokens.* Lower max_length, or pass None"
+    with pytest.raises(ValueError, match=pattern):
+        resolve_max_length(65, 64, bert, pairs=False)
+
+
+@pytest.mark.parametrize(("pairs", "n_special", "shortest"), [(False, 2, 3), (True, 3, 5)], ids=["single", "pair"])
+def test_no_room_for_a_token_of_each_text_is_refused_with_the_least_that_works(
+    bert: Tokenizer, pairs: bool, n_special: int, shortest: int
+) -> None:
+    pattern = f"max_length={shortest - 1} leaves no token.*{n_special} special tokens.*Pass at least {shortest}"
+    with pytest.raises(ValueError, match=pattern):
+        resolve_max_length(shortest - 1, 64, bert, pairs=pairs)
+
+    assert resolve_max_length(shortest, 64, bert, pairs=pairs) == shortest
+
+
+def test_a_tokenizer_without_special_tokens_takes_one_token(tokenizers: Callable[[str], Tokenizer]) -> None:
+    assert resolve_max_length(1, 64, tokenizers("gpt2"), pairs=False) == 1
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_shortest_pair_keeps_a_token_of_each_text(tokenizers: Callable[[str], Tokenizer], name: str) -> None:
+    tokenizer = tokenizers(name)
+    shortest = tokenizer.num_special_tokens_to_add(pair=True) + 2
+    store = encode(tokenizer, ["a film"], ["was dull"], resolve_max_length(shortest, 64, tokenizer, pairs=True))
+
+    assert store.lengths.tolist() == [shortest]
+
+
+# The store to padded batches
+
+
+rows_of_tokens = st.lists(st.lists(st.integers(0, 65_535), min_size=1, max_size=9), min_size=1, max_size=9)
+
+
+@settings(deadline=None)
+@given(rows=rows_of_tokens, pad_id=st.integers(0, 65_535), data=st.data())
+def test_unpadding_a_batch_gives_back_the_store(rows: list[list[int]], pad_id: int, data: st.DataObject) -> None:
+    segments = [[position % 2 for position in range(len(row))] for row in rows]
+    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=12))
+    batch = padded_batch(store_of(rows, segments), np.array(chosen), pad_id=pad_id, device=CPU)
+    mask = batch["attention_mask"].bool()
+
+    assert [row[kept].tolist() for row, kept in zip(batch["input_ids"], mask, strict=True)] == [rows[i] for i in chosen]
+    assert [row[kept].tolist() for row, kept in zip(batch["token_type_ids"], mask, strict=True)] == [
+        segments[i] for i in chosen
+    ]
+    assert (batch["input_ids"][~mask] == pad_id).all()
+    assert (batch["token_type_ids"][~mask] == 0).all()
+    assert mask.shape == (len(chosen), max(len(rows[i]) for i in chosen))
+
+
+def test_a_batch_is_padded_on_the_right_up_to_its_longest_text() -> None:
+    store = store_of([[5, 6, 7], [8], [1, 2, 3, 4, 5], [9, 10]])
+    batch = padded_batch(store, np.array([3, 0, 1]), pad_id=99, device=CPU)
+
+    assert batch.keys() == {"input_ids", "attention_mask"}
+    assert batch["input_ids"].tolist() == [[9, 10, 99], [5, 6, 7], [8, 99, 99]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1], [1, 0, 0]]
+    assert {values.dtype for values in batch.values()} == {torch.int64}
+
+
+def test_padding_is_of_the_first_segment() -> None:
+    store = store_of([[5, 6, 7], [8, 9]], segments=[[0, 1, 1], [0, 1]])
+    batch = padded_batch(store, np.array([0, 1]), pad_id=99, device=CPU)
+
+    assert batch["token_type_ids"].tolist() == [[0, 1, 1], [0, 1, 0]]
+
+
+def test_a_batch_shares_no_memory_with_the_store() -> None:
+    store = store_of([[5, 6]], segments=[[0, 1]])
+    for values in padded_batch(store, np.array([0]), pad_id=0, device=CPU).values():
+        values.fill_(7)
+
+    assert store.ids.tolist() == [5, 6]
+    assert store.segments is not None
+    assert store.segments.tolist() == [0, 1]
+
+
+# Random batches of one epoch
+
+
+def epoch(lengths: Any, batch_size: int, seed: int = 0) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return list(random_batches(np.asarray(lengths), batch_size=batch_size, generator=generator))
+
+
+def padding(lengths: np.ndarray, batches: list[np.ndarray]) -> int:
+    return int(sum(lengths[rows].max() * len(rows) - lengths[rows].sum() for rows in batches))
+
+
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=300), batch_size=st.integers(1, 40))
+def test_an_epoch_has_every_row_once_in_the_exact_number_of_batches(lengths: list[int], batch_size: int) -> None:
+    batches = epoch(lengths, batch_size)
+    sizes = sorted(len(rows) for rows in batches)
+    n_full, n_left = divmod(len(lengths), batch_size)
+
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    assert sizes == [n_left] * (n_left > 0) + [batch_size] * n_full
+
+
+def test_a_set_of_fewer_than_eight_batches_is_not_sorted_by_length() -> None:
+    lengths = np.arange(1, 64)
+    batches = epoch(lengths, batch_size=8)
+
+    assert not any((np.diff(lengths[rows]) < 0).all() for rows in batches if len(rows) == 8)
+
+
+def test_a_set_of_eight_batches_is_sorted_within_batches() -> None:
+    lengths = np.arange(1, 65)
+    batches = epoch(lengths, batch_size=8)
+
+    assert all((np.diff(lengths[rows]) < 0).all() for rows in batches)
+
+
+def test_a_large_set_needs_far_less_padding_than_in_random_order() -> None:
+    lengths = np.random.default_rng(0).integers(1, 513, size=2000)
+    order = np.random.default_rng(1).permutation(len(lengths))
+    unsorted = [order[start : start + 16] for start in range(0, len(order), 16)]
+
+    assert padding(lengths, epoch(lengths, 16)) < 0.1 * padding(lengths, unsorted)
+
+
+@pytest.mark.parametrize("n_texts", [200, 2000])
+def test_batches_come_in_no_order_of_length(n_texts: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, 513, size=n_texts)
+    longest = np.array([lengths[rows].max() for rows in epoch(lengths, batch_size=8)])
+    ranks = longest.argsort().argsort()
+
+    assert abs(np.corrcoef(ranks, np.arange(len(ranks)))[0, 1]) < 0.5
+
+
+@pytest.mark.parametrize("n_texts", [20, 500])
+def test_the_seed_alone_decides_the_batches(n_texts: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, 513, size=n_texts)
+    first, again, other = (epoch(lengths, 8, seed) for seed in (1, 1, 2))
+
+    assert len(first) == len(again)
+    for rows, same in zip(first, again, strict=True):
+        assert_array_equal(rows, same)
+    assert not np.array_equal(np.concatenate(first), np.concatenate(other))
+
+
+@pytest.mark.parametrize("n_texts", [20, 64, 500])
+def test_each_epoch_makes_other_batches(n_texts: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, 513, size=n_texts)
+    generator = np.random.default_rng(0)
+    epochs = [
+        {frozenset(rows.tolist()) for rows in random_batches(lengths, batch_size=8, generator=generator)}
+        for _ in range(2)
+    ]
+
+    assert len(epochs[0] & epochs[1]) < len(epochs[0])
+
+
+# Batches for prediction
+
+
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=200), max_tokens=st.integers(1, 500))
+def test_batches_by_length_hold_every_row_once_within_the_budget(lengths: list[int], max_tokens: int) -> None:
+    counts = np.array(lengths)
+    batches = list(batches_by_length(counts, max_tokens=max_tokens))
+
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    assert counts[np.concatenate(batches)].tolist() == sorted(lengths, reverse=True)
+    assert all(len(rows) == 1 or len(rows) * counts[rows].max() <= max_tokens for rows in batches)
+
+
+def test_batches_by_length_are_as_large_as_the_budget_allows() -> None:
+    batches = list(batches_by_length(np.array([2, 9, 3, 3, 2, 2]), max_tokens=6))
+
+    assert [rows.tolist() for rows in batches] == [[1], [2, 3], [0, 4, 5]]
+
+
+def test_batches_by_length_keep_the_order_of_texts_of_one_length() -> None:
+    batches = list(batches_by_length(np.full(5, 3), max_tokens=6))
+
+    assert [rows.tolist() for rows in batches] == [[0, 1], [2, 3], [4]]

@@ -1,0 +1,235 @@
+"""The loop: what is optimised, how the rate moves, what the history holds, and how it fails."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import LABELS, TEXTS
+from torch.nn.functional import cross_entropy
+
+from bertclf import BertSequenceClassifier, _training
+from bertclf._checkpoint import load_checkpoint
+from bertclf._classifier import BertSequenceClassifier as Classifier
+from bertclf._device import Compute
+from bertclf._tokens import tokenize
+from bertclf._training import LabelledTokens, TrainingSettings, classification_loss, make_optimizer, train
+
+CPU = Compute(torch.device("cpu"), torch.float32)
+SCHEDULES = sorted(next(iter(Classifier._parameter_constraints["lr_schedule"])).options)
+TARGETS = np.array([label == "rotten" for label in LABELS], dtype=np.int64)
+
+
+@pytest.fixture
+def loaded(checkpoint):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return load_checkpoint(
+            checkpoint, revision=None, labels=["fresh", "rotten"], pooling="auto", dropout=0.0, verbose=False
+        )
+
+
+def labelled(loaded, *, weights=None, targets=TARGETS):
+    store = tokenize(TEXTS, None, tokenizer=loaded.tokenizer, max_length=64, with_segments=True)
+    return LabelledTokens(store, targets, np.ones(len(TEXTS), np.float32) if weights is None else weights)
+
+
+def settings(**changes):
+    defaults = {
+        "epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "lr_schedule": "linear",
+        "warmup_ratio": 0.0,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "label_smoothing": 0.0,
+    }
+    return TrainingSettings(**(defaults | changes))
+
+
+def run(loaded, training=None, *, validation=None, compute=CPU, **changes):
+    return train(
+        loaded.network,
+        training or labelled(loaded),
+        validation=validation,
+        settings=settings(**changes),
+        compute=compute,
+        generator=np.random.default_rng(0),
+        verbose=False,
+    )
+
+
+@pytest.fixture
+def rates(monkeypatch):
+    """The learning rate of each step taken."""
+    taken = []
+    step = torch.optim.AdamW.step
+
+    def recording_step(self, *args, **kwargs):
+        taken.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recording_step)
+    return taken
+
+
+def test_the_number_of_steps_is_exact_with_an_incomplete_last_batch(loaded, rates):
+    history = run(loaded, epochs=3, batch_size=4)
+    assert len(TEXTS) % 4 != 0
+    assert len(rates) == 3 * math.ceil(len(TEXTS) / 4)
+    assert [row["step"] for row in history] == [4, 8, 12]
+
+
+def test_the_linear_schedule_warms_up_and_ends_one_step_above_zero(loaded, rates):
+    run(loaded, epochs=5, batch_size=7, warmup_ratio=0.4, learning_rate=1.0e-3)
+    np.testing.assert_allclose(rates, 1e-3 * np.array([0, 0.25, 0.5, 0.75, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]))
+
+
+def test_every_schedule_of_transformers_is_offered():
+    assert set(SCHEDULES) == {schedule.value for schedule in transformers.SchedulerType}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_trains(loaded, rates, schedule):
+    history = run(loaded, lr_schedule=schedule, warmup_ratio=0.25, epochs=4)
+    assert all(0 <= rate <= 1.1e-3 for rate in rates)
+    assert max(rates) == pytest.approx(1e-3, rel=0.2)
+    assert history[-1]["training_loss"] < history[0]["training_loss"]
+
+
+def test_the_rate_falls_on_a_plateau_of_the_validation_loss(loaded, rates, monkeypatch):
+    monkeypatch.setattr(_training, "_measure", lambda *args, **kwargs: (1.0, 0.5))
+    run(loaded, validation=labelled(loaded), lr_schedule="reduce_lr_on_plateau", epochs=13, batch_size=len(TEXTS))
+    assert rates[:12] == [1e-3] * 12
+    assert rates[12] == pytest.approx(1e-4)
+
+
+def test_decay_spares_biases_and_norms(loaded):
+    decayed, spared = make_optimizer(loaded.network, learning_rate=1e-3, weight_decay=0.1).param_groups
+    names = {id(weight): name for name, weight in loaded.network.named_parameters()}
+    assert decayed["weight_decay"] == 0.1
+    assert spared["weight_decay"] == 0
+    assert all(names[id(weight)].endswith("weight") for weight in decayed["params"])
+    assert not any("LayerNorm" in names[id(weight)] or "bias" in names[id(weight)] for weight in decayed["params"])
+    assert all("LayerNorm" in names[id(weight)] or "bias" in names[id(weight)] for weight in spared["params"])
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+def test_one_full_batch_takes_the_step_of_a_plain_padded_loop(loaded):
+    """The same loss, gradients, clipping and AdamW step as written by hand on one padded batch."""
+    plain = {name: weight.detach().clone() for name, weight in loaded.network.named_parameters()}
+    batch = loaded.tokenizer(TEXTS, padding=True, return_tensors="pt")
+    network = loaded.network.train()
+    loss = cross_entropy(network(**batch).logits, torch.from_numpy(TARGETS))
+    loss.backward()
+    gradients = {name: weight.grad.clone() for name, weight in network.named_parameters() if weight.grad is not None}
+    norm = torch.sqrt(sum(gradient.square().sum() for gradient in gradients.values()))
+    network.zero_grad()
+    assert norm > 0.001
+
+    history = run(loaded, epochs=1, batch_size=len(TEXTS), max_grad_norm=0.001, lr_schedule="constant")
+    assert history[0]["training_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for name, weight in network.named_parameters():
+        if name in gradients:
+            decay = 0.01 if weight.ndim > 1 else 0.0
+            gradient = gradients[name] * 0.001 / norm
+            expected = plain[name] * (1 - 1e-3 * decay) - 1e-3 * gradient / (gradient.abs() + 1e-8)
+            clear = gradient.abs() > 1e-6
+            torch.testing.assert_close(weight.detach()[clear], expected[clear], rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_are_clipped_only_when_asked(loaded, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda weights, norm: calls.append(norm))
+    run(loaded, epochs=1, max_grad_norm=None)
+    assert calls == []
+    run(loaded, epochs=1, max_grad_norm=0.5)
+    assert calls == [0.5] * 4
+
+
+def test_label_smoothing_and_weights_enter_the_loss():
+    logits, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    weights = torch.tensor([1.0, 0.0, 2.0, 1.0, 1.0])
+    loss = classification_loss(logits, targets, weights, label_smoothing=0.3)
+    probabilities = logits.log_softmax(1)
+    spread = 0.3 / 3 + 0.7 * torch.nn.functional.one_hot(targets, 3)
+    assert loss == pytest.approx((-(spread * probabilities).sum(1) * weights).sum().item() / 5, rel=1e-5)
+
+
+def test_the_loss_is_computed_in_float32():
+    logits = torch.full((2, 2), 3e4, dtype=torch.float16)
+    assert classification_loss(logits, torch.tensor([0, 1]), torch.ones(2), label_smoothing=0.0).dtype == torch.float32
+
+
+def test_the_history_weighs_the_incomplete_batch_by_its_texts(loaded, monkeypatch):
+    values = iter([1.0, 1.0, 1.0, 8.0])
+
+    def constant_loss(logits, targets, weights, *, label_smoothing):
+        value = next(values)
+        sizes.append(len(targets))
+        return logits.sum() * 0 + value
+
+    sizes = []
+    monkeypatch.setattr(_training, "classification_loss", constant_loss)
+    history = run(loaded, epochs=1, batch_size=4)
+    expected = sum(size * value for size, value in zip(sizes, [1.0, 1.0, 1.0, 8.0], strict=True)) / len(TEXTS)
+    assert history[0]["training_loss"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("bad_step", "epoch", "step"), [(1, 1, 1), (6, 2, 2)])
+def test_a_loss_that_is_not_finite_names_epoch_step_and_rate(loaded, monkeypatch, bad_step, epoch, step):
+    calls = iter(range(1, 100))
+    compute_loss = _training.classification_loss
+
+    def failing(*args, **kwargs):
+        loss = compute_loss(*args, **kwargs)
+        return loss * math.nan if next(calls) == bad_step else loss
+
+    monkeypatch.setattr(_training, "classification_loss", failing)
+    message = rf"training loss is nan in step {step} of epoch {epoch}, at a learning rate of 0.001. Lower learning_rate"
+    with pytest.raises(FloatingPointError, match=message):
+        run(loaded, lr_schedule="constant")
+
+
+def test_a_long_epoch_is_stopped_at_the_next_check(loaded, monkeypatch):
+    monkeypatch.setattr(_training, "STEPS_BETWEEN_CHECKS", 2)
+    calls = []
+
+    def failing(logits, targets, weights, *, label_smoothing):
+        calls.append(len(calls) + 1)
+        return logits.sum() * (math.inf if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(_training, "classification_loss", failing)
+    with pytest.raises(FloatingPointError, match="in step 3 of epoch 1"):
+        run(loaded, batch_size=2)
+    assert calls == [1, 2, 3, 4]
+
+
+def test_weights_ruined_by_the_last_step_are_told(loaded):
+    with pytest.raises(FloatingPointError, match=r"is not finite after the last step|training loss is"):
+        run(loaded, epochs=1, batch_size=len(TEXTS), learning_rate=1e38, max_grad_norm=None, lr_schedule="constant")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lower_precision_learns_with_float32_weights(loaded, dtype):
+    compute = Compute(torch.device("cpu"), dtype)
+    history = run(loaded, compute=compute, epochs=8)
+    assert history[-1]["training_loss"] < history[0]["training_loss"]
+    assert {weight.dtype for weight in loaded.network.parameters()} == {torch.float32}
+
+
+def test_validation_measures_plain_loss_and_accuracy_without_changing_the_training(checkpoint):
+    def fit(**held_out):
+        clf = BertSequenceClassifier(checkpoint, epochs=2, random_state=0, label_smoothing=0.2)
+        return clf.fit(TEXTS, LABELS, **held_out)
+
+    plain, measured = fit(), fit(X_val=TEXTS[:5], y_val=LABELS[:5])
+    np.testing.assert_array_equal(plain.predict_proba(TEXTS), measured.predict_proba(TEXTS))
+    last = measured.history_[-1]
+    chosen = measured.predict_proba(TEXTS[:5])[:, measured.classes_.tolist().index("fresh")]
+    assert last["validation_loss"] == pytest.approx(-np.log(chosen).mean(), rel=1e-5)
+    assert last["validation_score"] == measured.score(TEXTS[:5], LABELS[:5])
+    assert last["validation_seconds"] > 0
+    assert {plain.history_[-1][key] for key in ("validation_loss", "validation_score", "validation_seconds")} == {None}
