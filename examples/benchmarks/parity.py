@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from minilm import minilm_folder
 
 EPOCHS, LEARNING_RATE, BATCH_SIZE, MAX_LENGTH = 4, 5e-5, 32, 64
-METRICS = {"mr": accuracy_score, "trec": accuracy_score, "cola": matthews_corrcoef}
+METRICS = {"trec": accuracy_score, "cola": matthews_corrcoef, "mr": accuracy_score}
 
 
 def read(file):
@@ -117,10 +117,10 @@ def main():
         lines = arguments.runs.read_text(encoding="utf-8").splitlines() if arguments.runs.exists() else []
         return [json.loads(line) for line in lines]
 
-    for seed in range(arguments.seeds):
-        for name, metric in METRICS.items():
-            train = read(arguments.data / name / "train.jsonl")
-            texts, labels = read(arguments.data / name / "test.jsonl")
+    for name, metric in METRICS.items():
+        train = read(arguments.data / name / "train.jsonl")
+        texts, labels = read(arguments.data / name / "test.jsonl")
+        for seed in range(arguments.seeds):
             for way in arguments.ways:
                 key = {"set": name, "way": way, "seed": seed}
                 if any(key.items() <= run.items() for run in done()):
