@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from tokenizers import Regex, pre_tokenizers
+from tokenizers.models import Unigram
 from tqdm.auto import tqdm
 from transformers import (
     CONFIG_MAPPING,
@@ -127,7 +130,7 @@ def load_checkpoint(
         config.problem_type = "single_label_classification"
         if dropout is not None:
             override_dropout(config, dropout)
-        tokenizer = _load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
         if tokenizer.pad_token_id < config.get_text_config().vocab_size:
             config.pad_token_id = tokenizer.pad_token_id
         network = _load_network(folder, config, _resolve_pooling(pooling, folder, config))
@@ -156,6 +159,21 @@ def build_network(config: PretrainedConfig, pooling: str | None, weights: dict[s
         network = PooledClassifier(_from_memory(MODEL_MAPPING[type(config)], config, inner), pooling)
         network.classifier.load_state_dict({name: weights[f"classifier.{name}"] for name in ("weight", "bias")})
         return network.eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that has a padding token: the end-of-text token if it has no other, else a new one.
+
+    Control tokens that a text spells are plain text to it.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is not None:
+            tokenizer.pad_token = tokenizer.eos_token
+        else:
+            tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    _split_control_tokens(tokenizer)
+    return tokenizer
 
 
 def _locate(model: str | os.PathLike[str], *, revision: str | None, verbose: bool) -> Path:
@@ -244,15 +262,19 @@ def _read_json(file: Path) -> Any:
         raise OSError(f"{file} is not valid JSON: {error}. Get the checkpoint anew.") from error
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that has a padding token: the end-of-text token if it has no other, else a new one."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is not None:
-            tokenizer.pad_token = tokenizer.eos_token
-        else:
-            tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    return tokenizer
+def _split_control_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Keep a text that spells a control token, such as "</s>", from becoming that token.
+
+    `split_special_tokens` does so for most tokenizers, but a Unigram vocabulary holds control tokens as ordinary
+    pieces: there the first character of such a spelling is set apart before the pieces are looked up.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(backend.model, Unigram):
+        return
+    spellings = [token for token in tokenizer.all_special_tokens if len(token) > 1]
+    pattern = "|".join(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in spellings)
+    earlier = [] if backend.pre_tokenizer is None else [backend.pre_tokenizer]
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*earlier, pre_tokenizers.Split(Regex(pattern), "isolated")])
 
 
 def _resolve_pooling(pooling: str, folder: Path, config: PretrainedConfig) -> str | None:

@@ -383,7 +383,8 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
                 f"X has {n_given} text(s) a row, but BertSequenceClassifier was fitted on {n_fitted}: single texts "
                 "and pairs can't be exchanged. Pass what fit was given."
             )
-        if texts.n_columns is not None and hasattr(self, "n_features_in_"):
+        has_columns = len(getattr(X, "shape", ())) == 2
+        if has_columns and hasattr(self, "n_features_in_"):
             validate_data(self, X, reset=False, skip_check_array=True)
 
     def _load(self, classes: npt.NDArray[Any]) -> "Checkpoint":

@@ -62,15 +62,13 @@ def read_texts(X: Any, *, name: str = "X") -> Texts:
     TypeError
         If the container or an item is of a wrong type.
     """
-    columns, is_table, column_names = _columns(X, name)
-    for position, column in enumerate(columns):
-        _check_items(column, name, position if len(columns) > 1 else None)
-    return Texts(
-        first=columns[0],
-        second=columns[1] if len(columns) == 2 else None,
-        n_columns=len(columns) if is_table else None,
-        column_names=column_names,
-    )
+    texts = _unpacked(X, name)
+    if texts.second is None:
+        _check_items(texts.first, name, "")
+    else:
+        _check_items(texts.first, name, ", 0")
+        _check_items(texts.second, name, ", 1")
+    return texts
 
 
 def read_labels(y: Any, *, n_texts: int, name: str = "y", texts_name: str = "X") -> npt.NDArray[Any]:
@@ -87,20 +85,26 @@ def read_labels(y: Any, *, n_texts: int, name: str = "y", texts_name: str = "X")
         raise ValueError(f"This BertSequenceClassifier estimator requires {name} to be passed, but it is None.")
     if isinstance(y, (list, tuple)):
         _check_label_types(list(y), name)
-    labels: npt.NDArray[Any] = column_or_1d(y, warn=True)
+    # scikit-learn knows no StringDType, whose labels are classes whatever they say.
+    are_strings = getattr(getattr(y, "dtype", None), "kind", "") == "T"
+    labels: npt.NDArray[Any] = np.ravel(y) if are_strings and y.ndim == 1 else column_or_1d(y, warn=True)
     if labels.dtype.kind == "S":
         raise TypeError(f"{name} holds bytes, but a label must be str, int, bool or float. Decode the labels first.")
-    if labels.dtype.kind in "OT":
-        _check_label_types(labels.tolist(), name)
+    if labels.dtype.kind in "OTmM":
+        _check_label_types(list(labels), name)
     elif labels.dtype.kind == "f" and not np.isfinite(labels).all():
         row = int(np.argmin(np.isfinite(labels)))
-        raise ValueError(f"{name}[{row}] is {labels[row]}, but every text needs a label. Drop the texts without one.")
+        raise ValueError(
+            f"{name}[{row}] is {labels[row]}, but every text needs a label, and a label must be finite. "
+            "Drop the texts without one."
+        )
     if len(labels) != n_texts:
         raise ValueError(
             f"{texts_name} has {n_texts} texts and {name} has {len(labels)} labels: "
             "found input variables with inconsistent numbers of samples. Pass one label a text."
         )
-    check_classification_targets(labels)
+    if not are_strings:
+        check_classification_targets(labels)
     return labels
 
 
@@ -132,7 +136,10 @@ def read_weights(sample_weight: Any, *, n_texts: int) -> npt.NDArray[np.float32]
     """
     if sample_weight is None:
         return np.ones(n_texts, dtype=np.float32)
-    weights: npt.NDArray[np.float64] = np.asarray(sample_weight, dtype=np.float64)
+    try:
+        weights: npt.NDArray[np.float64] = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"sample_weight must hold one number a text, but: {error}. Pass numbers.") from error
     if weights.shape not in {(), (n_texts,)}:
         raise ValueError(f"sample_weight.shape == {weights.shape}, expected {(n_texts,)}: pass one weight a text.")
     weights = np.broadcast_to(weights, n_texts)
@@ -144,11 +151,12 @@ def read_weights(sample_weight: Any, *, n_texts: int) -> npt.NDArray[np.float32]
         )
     if not weights.any():
         raise ValueError("All values of sample_weight are zero: at least one text needs a positive weight.")
+    weights = weights / weights.max()
     return np.asarray(weights / weights.mean(), dtype=np.float32)
 
 
-def _columns(X: Any, name: str) -> tuple[list[list[Any]], bool, npt.NDArray[np.object_] | None]:
-    """Return the columns of a container, whether it is 2-D, and the names of its columns."""
+def _unpacked(X: Any, name: str) -> Texts:
+    """Return the items of a container, not yet checked, column by column."""
     if isinstance(X, str):
         raise ValueError(
             f"Iterable over raw text documents expected, string object received. {name} is one str, but a container "
@@ -159,13 +167,13 @@ def _columns(X: Any, name: str) -> tuple[list[list[Any]], bool, npt.NDArray[np.o
     frame = nw.from_native(X, allow_series=True, pass_through=True)
     if isinstance(frame, nw.DataFrame):
         columns = [frame[:, position].to_list() for position in range(frame.shape[1])]
-        return _checked_table(columns, len(frame), name), True, _string_names(frame.columns)
+        return _table(columns, name, names=frame.columns)
     items = frame.to_list() if isinstance(frame, nw.Series) else _items(X, name)
     if not items:
         raise ValueError(f"Found array with 0 sample(s): {name} is empty, but at least one text is required.")
     if isinstance(items[0], (list, tuple, np.ndarray)):
-        return _checked_table(_transposed(items, name), len(items), name), True, None
-    return [items], False, None
+        return _table(_transposed(items, name), name, names=[])
+    return Texts(first=items, second=None, n_columns=None, column_names=None)
 
 
 def _items(X: Any, name: str) -> list[Any]:
@@ -191,6 +199,8 @@ def _transposed(rows: list[Any], name: str) -> list[list[Any]]:
     """Return the columns of a list of equally long rows."""
     width = len(rows[0])
     for position, row in enumerate(rows):
+        if _is_missing(row):
+            _refuse_item(row, f"{name}[{position}]")
         if not isinstance(row, (list, tuple, np.ndarray)):
             raise TypeError(
                 f"{name}[{position}] is {_described(row)}, but {name}[0] is a row of {width} texts. "
@@ -203,31 +213,34 @@ def _transposed(rows: list[Any], name: str) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _checked_table(columns: list[list[Any]], n_rows: int, name: str) -> list[list[Any]]:
+def _table(columns: list[list[Any]], name: str, *, names: Sequence[Any]) -> Texts:
+    """Return one or two columns of equal length as texts; `names` is empty where columns have none."""
     if len(columns) not in (1, 2):
         raise ValueError(
             f"{name} has {len(columns)} columns, but a table of texts has one, or two for pairs. Select the columns "
             "that hold the texts."
         )
-    if n_rows == 0:
+    if not columns[0]:
         raise ValueError(f"Found array with 0 sample(s): {name} is empty, but at least one text is required.")
-    return columns
+    has_names = bool(names) and all(isinstance(column, str) for column in names)
+    return Texts(
+        first=columns[0],
+        second=columns[1] if len(columns) == 2 else None,
+        n_columns=len(columns),
+        column_names=np.asarray(names, dtype=object) if has_names else None,
+    )
 
 
-def _string_names(names: Sequence[Any]) -> npt.NDArray[np.object_] | None:
-    return np.asarray(names, dtype=object) if all(isinstance(name, str) for name in names) else None
-
-
-def _check_items(items: list[Any], name: str, column: int | None) -> None:
-    """Raise the error of the first item that is not a text."""
+def _check_items(items: list[Any], name: str, column: str) -> None:
+    """Raise the error of the first item that is not a text; `column` is what follows the row in its index."""
     for row, item in enumerate(items):
         if not isinstance(item, str):
-            _refuse_item(item, f"{name}[{row}]" if column is None else f"{name}[{row}, {column}]")
+            _refuse_item(item, f"{name}[{row}{column}]")
         elif not item.isascii():
             try:
                 item.encode()
             except UnicodeEncodeError as error:
-                where = f"{name}[{row}]" if column is None else f"{name}[{row}, {column}]"
+                where = f"{name}[{row}{column}]"
                 raise ValueError(
                     f"{where} is {_quote(item)}, which holds a lone surrogate at character {error.start}, but a text "
                     "must be valid unicode. Decode the source with the right encoding, or replace it."
@@ -268,7 +281,9 @@ def _check_label_types(labels: list[Any], name: str) -> None:
 
 def _is_missing(item: Any) -> bool:
     """Tell None, NaN, NaT and pandas.NA from values."""
-    return item is None or type(item).__name__ == "NAType" or (np.isscalar(item) and bool(item != item))
+    if item is None or type(item).__name__ in {"NAType", "NaTType"}:
+        return True
+    return isinstance(item, (float, np.floating, np.datetime64, np.timedelta64)) and bool(item != item)
 
 
 def _described(item: Any) -> str:

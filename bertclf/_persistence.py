@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 from sklearn.exceptions import InconsistentVersionWarning
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from bertclf._checkpoint import Checkpoint, build_network
+from bertclf._checkpoint import Checkpoint, build_network, load_tokenizer
 from bertclf._network import Network, PooledClassifier
 
 
@@ -55,7 +55,7 @@ def from_state(state: dict[str, Any]) -> Checkpoint:
     with tempfile.TemporaryDirectory() as folder:
         for name, content in state["tokenizer"].items():
             (Path(folder) / name).write_bytes(content)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(Path(folder))
     return Checkpoint(network, tokenizer)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 TEXTS_PER_CALL = 1024
 MIN_WINDOW = 32_768
@@ -84,10 +84,10 @@ def tokenize(
         for encoding in _encode(first[chunk], pairs, tokenizer=tokenizer, max_length=max_length):
             if encoding.n_cut:
                 cut[len(offsets) - 1] = encoding.n_cut
-            ids.extend(encoding.ids)
+            ids.extend(encoding.ids or [_filler(tokenizer)])
             offsets.append(len(ids))
             if with_segments:
-                segments.extend(encoding.segments)
+                segments.extend(encoding.segments or [0])
     flat_segments = np.frombuffer(segments, dtype=np.uint8)
     return TokenStore(
         ids=np.frombuffer(ids, dtype=np.uint16 if ids.typecode == "H" else np.int32),
@@ -159,6 +159,8 @@ def truncation_report(cut: dict[int, int], targets: npt.NDArray[np.int64], class
 
 @dataclass(frozen=True)
 class _Encoding:
+    """The tokens of one row that are kept, and how many were cut."""
+
     ids: list[int]
     segments: list[int]
     n_cut: int
@@ -167,65 +169,119 @@ class _Encoding:
 def _encode(
     first: list[str], second: list[str] | None, *, tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> list[_Encoding]:
-    """Encode some texts: whole to count their tokens, and once more, truncated, those that are too long."""
-    windows = first if max_length is None or second is not None else [_window(text, max_length) for text in first]
-    with _TOKENIZING:
-        whole = _call(tokenizer, windows, second, max_length=None)
-        lengths = [len(ids) for ids in whole["input_ids"]]
-        # A window that turned out to hold too few tokens proves nothing about the text: encode all of it.
-        short = [
-            row
-            for row, (window, text) in enumerate(zip(windows, first, strict=True))
-            if len(window) < len(text) and max_length is not None and lengths[row] <= max_length
-        ]
-        if short:
-            windows = list(windows)
-            for row in short:
-                windows[row] = first[row]
-            _replace(whole, short, _call(tokenizer, [first[row] for row in short], None, max_length=None))
-            lengths = [len(ids) for ids in whole["input_ids"]]
-        long = [row for row, length in enumerate(lengths) if max_length is not None and length > max_length]
-        if long:
-            seconds = None if second is None else [second[row] for row in long]
-            _replace(whole, long, _call(tokenizer, [windows[row] for row in long], seconds, max_length=max_length))
-    unread = [len(text) / max(len(window), 1) for window, text in zip(windows, first, strict=True)]
+    """Encode some rows whole, and keep of each what fits."""
+    rows: list[tuple[str, ...]] = list(zip(first, strict=True) if second is None else zip(first, second, strict=True))
+    if not tokenizer.is_fast:
+        return _encode_in_python(rows, tokenizer, max_length)
+    side = tokenizer.truncation_side
+    windows = [tuple(_window(text, max_length, side) for text in row) for row in rows]
+    kept = []
+    for row, window, encoding in zip(rows, windows, _encodings(tokenizer, windows), strict=True):
+        if window != row and not _proves_enough(encoding, row, window, max_length):
+            window, encoding = row, _encodings(tokenizer, [row])[0]
+        kept.append(_truncated(encoding, row, window, max_length, side))
+    return kept
+
+
+def _encode_in_python(
+    rows: list[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> list[_Encoding]:
+    """Encode with a tokenizer written in Python, which truncates for itself and tells nothing of what it cut."""
+    whole = _call(tokenizer, rows)
+    kept = whole if max_length is None else _call(tokenizer, rows, truncation=True, max_length=max_length)
     return [
-        _Encoding(ids or [_filler(tokenizer)], segments or [0], max(round(length * scale) - len(ids), 0))
-        for ids, segments, length, scale in zip(
-            whole["input_ids"], whole["token_type_ids"], lengths, unread, strict=True
-        )
+        _Encoding(ids, segments, len(uncut) - len(ids))
+        for ids, segments, uncut in zip(kept["input_ids"], kept["token_type_ids"], whole["input_ids"], strict=True)
     ]
 
 
-def _call(
-    tokenizer: PreTrainedTokenizerBase, first: list[str], second: list[str] | None, *, max_length: int | None
-) -> dict[str, list[list[int]]]:
-    encoded = tokenizer(
-        first,
-        second,
-        truncation=max_length is not None,
-        max_length=max_length,
-        split_special_tokens=True,
-        return_token_type_ids=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    return {name: list(encoded[name]) for name in ("input_ids", "token_type_ids")}
+def _encodings(tokenizer: PreTrainedTokenizerBase, rows: list[tuple[str, ...]]) -> list[Any]:
+    """Encode rows whole and return an `Encoding` of the library tokenizers for each."""
+    return list(_call(tokenizer, rows).encodings or [])
 
 
-def _replace(encoded: dict[str, list[list[int]]], rows: list[int], replacement: dict[str, list[list[int]]]) -> None:
-    for name, lists in replacement.items():
-        for row, values in zip(rows, lists, strict=True):
-            encoded[name][row] = values
+def _call(tokenizer: PreTrainedTokenizerBase, rows: list[tuple[str, ...]], **truncation: Any) -> BatchEncoding:
+    with _TOKENIZING:
+        encoded: BatchEncoding = tokenizer(
+            *(list(column) for column in zip(*rows, strict=True)),
+            split_special_tokens=True,
+            return_token_type_ids=True,
+            return_attention_mask=False,
+            verbose=False,
+            **truncation,
+        )
+    return encoded
 
 
-def _window(text: str, max_length: int) -> str:
-    """Cut a very long text before a space: what stands behind can't change the tokens of the words before it."""
+def _truncated(
+    encoding: Any, row: tuple[str, ...], window: tuple[str, ...], max_length: int | None, side: str
+) -> _Encoding:
+    """Keep the special tokens of an encoding and as many tokens of its texts as fit beside them.
+
+    Of a text that was read through a window, the tokens outside are estimated in proportion to the characters.
+    """
+    if max_length is None or len(encoding.ids) <= max_length:
+        return _Encoding(encoding.ids, encoding.type_ids, 0)
+    parts = encoding.sequence_ids
+    read = [parts.count(part) for part in range(len(row))]
+    kept = _longest_first(read, max_length - parts.count(None))
+    start = [0 if side == "right" else n_read - n_kept for n_read, n_kept in zip(read, kept, strict=True)]
+    position_in_part = [0] * len(row)
+    positions = []
+    for position, part in enumerate(parts):
+        if part is None:
+            positions.append(position)
+        else:
+            if start[part] <= position_in_part[part] < start[part] + kept[part]:
+                positions.append(position)
+            position_in_part[part] += 1
+    in_all = [
+        n_read if text is seen else round(n_read * len(text) / len(seen))
+        for n_read, text, seen in zip(read, row, window, strict=True)
+    ]
+    ids, segments = encoding.ids, encoding.type_ids
+    return _Encoding([ids[i] for i in positions], [segments[i] for i in positions], sum(in_all) - sum(kept))
+
+
+def _longest_first(lengths: list[int], budget: int) -> list[int]:
+    """Return how many tokens of each text of a row are kept: the longer text of a pair is cut first.
+
+    The rule, with the odd token to the longer text, is that of `longest_first` in the library tokenizers.
+    """
+    if len(lengths) == 1:
+        return [min(lengths[0], budget)]
+    shorter, longer = (0, 1) if lengths[0] <= lengths[1] else (1, 0)
+    kept = [0, 0]
+    kept[shorter] = min(lengths[shorter], budget // 2)
+    kept[longer] = min(lengths[longer], budget - kept[shorter])
+    return kept
+
+
+def _window(text: str, max_length: int | None, side: str) -> str:
+    """Cut a very long text at a space: what stands beyond can't change the tokens of the words before it.
+
+    `side` is that on which truncation cuts: "right" keeps the beginning of a text, "left" its end.
+    """
+    if max_length is None:
+        return text
     n_characters = max(MIN_WINDOW, CHARACTERS_PER_TOKEN * max_length)
     if len(text) <= n_characters:
         return text
-    end = text.rfind(" ", 0, n_characters)
+    if side == "left":
+        start = min((found for mark in " \n\t" if (found := text.find(mark, len(text) - n_characters)) >= 0), default=0)
+        return text[start:] if start else text
+    end = max(text.rfind(mark, 0, n_characters) for mark in " \n\t")
     return text[:end] if end > 0 else text
+
+
+def _proves_enough(encoding: Any, row: tuple[str, ...], window: tuple[str, ...], max_length: int | None) -> bool:
+    """Tell whether the windows of a row hold so many tokens that reading on could change none that is kept.
+
+    Twice the tokens that can be kept, since the last ones before the cut may be others than in the whole text.
+    """
+    parts = encoding.sequence_ids
+    cut = [part for part, (text, seen) in enumerate(zip(row, window, strict=True)) if text is not seen]
+    return all(parts.count(part) >= 2 * (max_length or 0) for part in cut)
 
 
 def _filler(tokenizer: PreTrainedTokenizerBase) -> int:

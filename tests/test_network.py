@@ -14,7 +14,7 @@ from bertclf import BertSequenceClassifier
 from bertclf._network import PooledClassifier, length_limit, own_pooling, pool, takes_segments
 
 PAIRS = list(zip(TEXTS, TEXTS[::-1], strict=True))
-MIXED = ["", "a", "joy " * 200, *TEXTS]
+MIXED = ["", "a", "joy " * 200, "joy </s> [SEP] <pad> joy", *TEXTS]
 
 OWN_CLASS = {
     "bert": "BertForSequenceClassification",

@@ -39,4 +39,4 @@ def test_python_examples_run(checkpoint: Path):
 def test_each_command_stands_once_right_after_its_marker(name: str, last_line: str):
     blocks = re.findall(rf"^<!-- command: {name} -->\n```bash\n(.*?)^```$", README, re.M | re.S)
     assert [block.splitlines()[-1] for block in blocks] == [last_line]
-    assert blocks[0].startswith("pip install -c .ci/constraints.txt ")
+    assert blocks[0].startswith("pip install --no-compile -c .ci/constraints.txt ")

@@ -42,6 +42,7 @@ snippets = st.sampled_from(
     ]
 )
 texts_of_snippets = st.lists(snippets, max_size=40).map("".join)
+texts_of_words = st.lists(st.sampled_from(WORDS) | snippets, max_size=20).map(" ".join)
 parts_of_pairs = st.lists(snippets, max_size=12).map("".join)
 
 
@@ -337,7 +338,7 @@ def test_truncation_report_holds_plain_python_alone() -> None:
 @pytest.mark.parametrize("name", KINDS)
 @settings(deadline=None, max_examples=60)
 @given(
-    texts=st.lists(st.lists(texts_of_snippets, max_size=4).map(" ".join), min_size=1, max_size=4),
+    texts=st.lists(texts_of_words | texts_of_snippets, min_size=1, max_size=8),
     max_length=st.integers(3, 12),
 )
 def test_a_window_of_any_size_changes_no_token(
@@ -360,6 +361,7 @@ VERY_LONG = {
     "two spaces": "best  story\n " * 3000,
     "one word in a sea of spaces": " " * 40_000 + "film",
     "words behind a sea of spaces": " " * 40_000 + "a fine film " * 10,
+    "a word across the edge": " " * (_tokens.MIN_WINDOW - 303) + "good " * 60 + "film " * 20,
     "a long word behind a space": "a " + "b" * 40_000,
     "a space behind a long word": "b" * 32_767 + " " + "film " * 100,
     "no space": "abcdefghij" * 4000,
@@ -605,6 +607,7 @@ def test_batches_come_in_no_order_of_length(n_texts: int) -> None:
     ranks = longest.argsort().argsort()
 
     assert abs(np.corrcoef(ranks, np.arange(len(ranks)))[0, 1]) < 0.5
+    assert 0.3 < np.mean(np.diff(longest) < 0) < 0.7
 
 
 @pytest.mark.parametrize("n_texts", [20, 500])
