@@ -38,7 +38,7 @@ def to_state(network: Network, tokenizer: PreTrainedTokenizerBase) -> dict[str, 
     pooling = network.pooling if isinstance(network, PooledClassifier) else None
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        files = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+        files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
     return {
         "config": json.dumps(network.config.to_dict()),
         "pooling": pooling,
