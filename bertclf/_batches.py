@@ -46,20 +46,24 @@ def random_batches(
     """Yield the rows of one epoch in random batches of texts of similar length.
 
     All rows are shuffled and cut into pools of at most 50 batches; within a pool texts are sorted by length, so that a
-    batch needs little padding; then all batches are shuffled, so that lengths come in no order. Every row comes once.
-    A set of fewer than eight batches is left in plain random order, since sorting would make the same batches of it
-    in every epoch.
+    batch needs little padding; then all batches are shuffled, so that lengths come in no order. Every row comes once;
+    the rows of an incomplete batch are of any length. Fewer than `8 * batch_size` rows are left in plain random order,
+    since sorting would make the same batches of them in every epoch.
 
     References
     ----------
     The size of the pools is that of `get_length_grouped_indices` in transformers' `trainer_pt_utils.py`.
     """
     order = generator.permutation(len(lengths))
+    n_whole = len(lengths) // batch_size * batch_size
+    order, rest = order[:n_whole], order[n_whole:]
     pool_size = batch_size * min(max(len(lengths) // (batch_size * 4), 1), MAX_POOL)
     if pool_size > batch_size:
-        pools = [order[start : start + pool_size] for start in range(0, len(order), pool_size)]
+        pools = [order[start : start + pool_size] for start in range(0, n_whole, pool_size)]
         order = np.concatenate([pool[np.argsort(-lengths[pool], kind="stable")] for pool in pools])
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = [order[start : start + batch_size] for start in range(0, n_whole, batch_size)]
+    if len(rest):
+        batches.append(rest)
     for position in generator.permutation(len(batches)):
         yield batches[position]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -46,6 +46,7 @@ from bertclf._network import (
     length_limit,
     override_dropout,
     own_pooling,
+    padding_matters,
 )
 
 # What a checkpoint is made of. Hub repositories also hold copies of the weights for other frameworks.
@@ -119,7 +120,7 @@ def load_checkpoint(
     folder = _locate(model, revision=revision, verbose=verbose)
     _refuse_foreign_code(folder)
     with _LOADING, _quiet():
-        config = AutoConfig.from_pretrained(folder, num_labels=len(labels))
+        config = AutoConfig.from_pretrained(folder)
         if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             raise ValueError(
                 f"model={str(model)!r} is a {config.model_type}, an architecture that transformers has no "
@@ -133,9 +134,14 @@ def load_checkpoint(
         tokenizer = load_tokenizer(folder)
         if tokenizer.pad_token_id < config.get_text_config().vocab_size:
             config.pad_token_id = tokenizer.pad_token_id
-        network = _load_network(folder, config, _resolve_pooling(pooling, folder, config))
+        network = _load_network(folder, config, _resolve_pooling(pooling, folder, config, tokenizer))
         _make_room_for_padding(network, tokenizer)
     draw_new_head(network)
+    if padding_matters(network, tokenizer("a text")["input_ids"]):
+        raise ValueError(
+            f"model={str(model)!r} is a {config.model_type}, whose answer with pooling={pooling!r} depends on the "
+            "padding beside a text. Use pooling='mean' or 'last', or if that doesn't help another architecture."
+        )
     return Checkpoint(network, tokenizer)
 
 
@@ -178,8 +184,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def _locate(model: str | os.PathLike[str], *, revision: str | None, verbose: bool) -> Path:
     """Return the local folder of a checkpoint, downloaded from the Hub if it is none yet."""
-    folder = Path(model)
-    if folder.is_dir():
+    folder = Path(model).expanduser()
+    if os.fspath(model) and folder.is_dir():
         if revision is not None:
             raise ValueError(
                 f"revision={revision!r} chooses a version on the Hub, but model={str(model)!r} is a local folder. "
@@ -225,10 +231,11 @@ def _download(name: str, *, revision: str | None, verbose: bool) -> Path:
             f"{where} is neither a folder on this machine nor a repository of the Hugging Face Hub that you may read. "
             "Check the spelling; for a private repository log in with `hf auth login`."
         ) from error
-    except (LocalEntryNotFoundError, OSError) as error:
+    except (LocalEntryNotFoundError, ConnectionError) as error:
+        reason = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the Hugging Face Hub can't be reached"
         raise OSError(
-            f"{where} is not in the local cache, and the Hugging Face Hub can't be reached. Connect once to download "
-            "it, or pass a folder that holds it."
+            f"{where} is not in the local cache, and {reason}. Connect once to download it, or pass a folder that "
+            "holds it."
         ) from error
     return Path(folder)
 
@@ -277,17 +284,19 @@ def _split_control_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     backend.pre_tokenizer = pre_tokenizers.Sequence([*earlier, pre_tokenizers.Split(Regex(pattern), "isolated")])
 
 
-def _resolve_pooling(pooling: str, folder: Path, config: PretrainedConfig) -> str | None:
+def _resolve_pooling(
+    pooling: str, folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> str | None:
     """Return the pooling that the network has to be built with, None for the architecture's own class."""
     own = own_pooling(config)
-    if pooling == "auto":
-        pooling = _sentence_pooling(folder) or own or "auto"
-    if own is None:
-        if pooling == "auto":
-            return None
+    if pooling == "auto" and own is None:
+        return None
+    if config.is_encoder_decoder:
         raise ValueError(
             f"pooling={pooling!r} does not apply to {config.model_type}, an encoder-decoder. Use pooling='auto'."
         )
+    if pooling == "auto":
+        pooling = _sentence_pooling(folder) or str(own)
     if pooling == "cls" and is_decoder(config):
         raise ValueError(
             f"pooling='cls' takes the first token, but in {config.model_type} that token sees no other. "
@@ -295,6 +304,9 @@ def _resolve_pooling(pooling: str, folder: Path, config: PretrainedConfig) -> st
         )
     if hasattr(config, "classifier_pooling") and pooling in {"cls", "mean"}:
         config.classifier_pooling = own = pooling
+    ends_in_padding = tokenizer("a text")["input_ids"][-1] == tokenizer.pad_token_id
+    if pooling == "last" and ends_in_padding:
+        return pooling  # the architecture's own class would pass over that token
     return None if pooling == own else pooling
 
 
@@ -310,7 +322,15 @@ def _sentence_pooling(folder: Path) -> str | None:
         "mean": settings.get("pooling_mode_mean_tokens") or settings.get("pooling_mode") == "mean",
         "last": settings.get("pooling_mode_lasttoken") or settings.get("pooling_mode") == "lasttoken",
     }
-    return next((name for name, is_on in modes.items() if is_on), None)
+    pooling = next((name for name, is_on in modes.items() if is_on), None)
+    if pooling is None:
+        warnings.warn(
+            f"{folder / paths[0] / 'config.json'} asks for a pooling other than 'cls', 'mean' and 'last', so that of "
+            "the architecture is used. Pass the pooling that comes nearest.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return pooling
 
 
 def _load_network(folder: Path, config: PretrainedConfig, pooling: str | None) -> Network:
@@ -331,7 +351,7 @@ def _load_network(folder: Path, config: PretrainedConfig, pooling: str | None) -
             "not read: save the checkpoint once with save_pretrained of a recent transformers."
         ) from error
     _warn_about_missing_weights(folder, network, report)
-    return network if pooling is None else PooledClassifier(network, pooling)
+    return network if pooling is None else PooledClassifier(network, pooling).eval()
 
 
 def _warn_about_missing_weights(folder: Path, network: PreTrainedModel, report: dict[str, Any]) -> None:

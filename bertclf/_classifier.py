@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -47,7 +48,8 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
         Course of the learning rate, by its name in `transformers.get_scheduler`. "reduce_lr_on_plateau" and "greedy"
         look at the validation loss, or without validation texts at the training loss, after each epoch.
     warmup_ratio : float, default=0.1
-        Share of all steps in which the learning rate rises to its peak, in [0, 1].
+        Share of all steps in which the learning rate rises to its peak, in [0, 1]. The schedules "constant",
+        "reduce_lr_on_plateau" and "greedy" have no warm-up.
     weight_decay : float, default=0.01
         Decay of AdamW, never on biases and norms.
     max_grad_norm : float, default=1.0
@@ -61,8 +63,8 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
         checkpoint: its sentence-embedding configuration if it has one, else its architecture (first token for
         encoders, last token for decoders).
     max_length : int, default=None
-        Longest input in tokens, special tokens included; the rest of a text is cut. None is the limit of the
-        checkpoint.
+        Longest input in tokens, special tokens included; the rest of a text is cut, of a pair the longer text first.
+        None is the limit of the checkpoint: what its positions and its tokenizer allow.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Precision of the matrix products; weights stay in float32. "auto" takes bfloat16, on a GPU without it float16,
         where the hardware has circuits for it, else float32.
@@ -70,7 +72,8 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
         Device of torch: "cpu", "cuda", "cuda:1", "mps". "auto" takes CUDA, then MPS, then the CPU.
     random_state : int, RandomState instance or None, default=None
         Seeds the head, the order of the texts and dropout, and nothing outside the classifier. An int gives the same
-        weights at each fit on one machine. None takes a new seed from the operating system at each fit.
+        weights at each fit on one CPU; on a GPU up to the order in which its kernels add. None takes a new seed from
+        the operating system at each fit.
     verbose : int, default=0
         0 is silent; 1 or more shows a progress bar, a line per epoch, and the progress of a download.
 
@@ -106,7 +109,10 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
     Notes
     -----
     Pickles hold the weights as safetensors bytes and can be loaded where there is no GPU. Like any pickle they can run
-    code: load only what you trust.
+    code: load only what you trust. To pickle and to load, the files of the tokenizer pass through a temporary folder.
+
+    A pair is encoded as the tokenizer encodes pairs: BERT sets separators and segments, GPT-2 puts the second text
+    right behind the first.
 
     References
     ----------
@@ -233,9 +239,11 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
         from bertclf._network import takes_segments, width
         from bertclf._random import draw_seed, seeded
         from bertclf._tokens import resolve_max_length, tokenize, truncation_report
-        from bertclf._training import LabelledTokens, train
+        from bertclf._training import LabelledTokens, check_schedule, train
 
-        self._validate_params()
+        if not get_config()["skip_parameter_validation"]:
+            self._validate_params()
+        check_schedule(self.lr_schedule)
         texts = read_texts(X)
         labels = read_labels(y, n_texts=len(texts))
         classes, targets = np.unique(labels, return_inverse=True)
@@ -271,6 +279,8 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
                 verbose=bool(self.verbose),
             )
 
+        truncation = truncation_report(training.tokens.cut, targets, classes)
+
         self._forget()
         self.classes_ = classes
         self.n_iter_ = len(history)
@@ -278,7 +288,7 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
         self.loss_curve_ = [row["training_loss"] for row in history]
         self.model_ = network
         self.tokenizer_ = tokenizer
-        self.truncation_ = truncation_report(training.tokens.cut, targets, classes)
+        self.truncation_ = truncation
         self._takes_pairs = texts.are_pairs
         self._max_length = max_length
         self._compute = compute
@@ -476,6 +486,9 @@ def _read_validation(
         raise ValueError(f"{given} was passed without {missing}: validation needs both. Pass both or none.")
     held_out = read_texts(X_val, name="X_val")
     if held_out.are_pairs != texts.are_pairs:
-        raise ValueError("X_val and X must both hold single texts or both hold pairs.")
+        held = {True: "pairs", False: "single texts"}
+        raise ValueError(
+            f"X_val holds {held[held_out.are_pairs]}, but X holds {held[texts.are_pairs]}. Pass the same kind to both."
+        )
     labels = read_labels(y_val, n_texts=len(held_out), name="y_val", texts_name="X_val")
     return held_out, targets_of(labels, classes, name="y_val")

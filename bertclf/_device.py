@@ -18,7 +18,7 @@ class Compute:
     dtype: torch.dtype
 
     def place(self, network: nn.Module) -> None:
-        """Move a network to the device."""
+        """Move a network to the device, in place."""
         network.to(self.device)
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -48,7 +48,7 @@ def compute_after_loading(*, device: str, precision: str) -> Compute:
         return choose_compute(device=device, precision=precision)
     except ValueError:
         warnings.warn(
-            f"The classifier was fitted with device={device!r}, which this machine does not have: it runs on the CPU.",
+            f"device={device!r} of the classifier is not on this machine: it runs on the CPU.",
             UserWarning,
             stacklevel=2,
         )

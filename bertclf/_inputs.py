@@ -83,8 +83,12 @@ def read_labels(y: Any, *, n_texts: int, name: str = "y", texts_name: str = "X")
     """
     if y is None:
         raise ValueError(f"This BertSequenceClassifier estimator requires {name} to be passed, but it is None.")
+    if isinstance(y, (str, bytes, Mapping, Set)) or np.isscalar(y):
+        raise ValueError(f"{name} is a {type(y).__name__}, but one label a text is needed. Pass a list or an array.")
     if isinstance(y, (list, tuple)):
         _check_label_types(list(y), name)
+    elif hasattr(y, "to_numpy") and not hasattr(y, "to_pylist"):
+        y = y.to_numpy()
     # scikit-learn knows no StringDType, whose labels are classes whatever they say.
     are_strings = getattr(getattr(y, "dtype", None), "kind", "") == "T"
     labels: npt.NDArray[Any] = np.ravel(y) if are_strings and y.ndim == 1 else column_or_1d(y, warn=True)
@@ -92,6 +96,8 @@ def read_labels(y: Any, *, n_texts: int, name: str = "y", texts_name: str = "X")
         raise TypeError(f"{name} holds bytes, but a label must be str, int, bool or float. Decode the labels first.")
     if labels.dtype.kind in "OTmM":
         _check_label_types(list(labels), name)
+        if labels.dtype.kind == "O" and not any(isinstance(label, str) for label in labels[:1]):
+            labels = np.asarray(labels.tolist())
     elif labels.dtype.kind == "f" and not np.isfinite(labels).all():
         row = int(np.argmin(np.isfinite(labels)))
         raise ValueError(
@@ -185,7 +191,7 @@ def _items(X: Any, name: str) -> list[Any]:
     if hasattr(X, "__array__"):
         array = np.asarray(X)
         if array.ndim not in (1, 2):
-            raise ValueError(f"{name} has {array.ndim} dimensions, but texts come in 1 or 2. Pass X.ravel().")
+            raise ValueError(f"{name} has {array.ndim} dimensions, but texts come in 1 or 2. Pass {name}.ravel().")
         return list(array.tolist())
     if isinstance(X, (bytes, bytearray, Mapping, Set)) or not (hasattr(X, "__len__") and hasattr(X, "__getitem__")):
         raise TypeError(

@@ -68,19 +68,20 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> to
     lengths = attention_mask.sum(dim=1)
     if pooling == "last":
         return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
-    summed = torch.einsum("btw,bt->bw", hidden.float(), attention_mask.float())
-    return summed / lengths.unsqueeze(1)
+    # Not a matrix product, which autocast would run in half precision.
+    return (hidden.float() * attention_mask.unsqueeze(2)).sum(dim=1) / lengths.unsqueeze(1)
 
 
 def own_pooling(config: PretrainedConfig) -> str | None:
     """Return the pooling of the architecture's own sequence-classification class, None if it has no name here.
 
-    ModernBERT says it in its configuration; encoder-decoders pool in ways of their own; networks that are only ever
-    trained to continue a text pool the last token; all others have a classification token in front.
+    ModernBERT says it in its configuration; encoder-decoders pool in ways of their own, and XLNet the last position,
+    padding or not; networks that are only ever trained to continue a text pool the last token; all others have a
+    classification token in front.
     """
     if hasattr(config, "classifier_pooling"):
         return str(config.classifier_pooling)
-    if config.is_encoder_decoder:
+    if config.is_encoder_decoder or config.model_type == "xlnet":
         return None
     return "last" if is_decoder(config) else "cls"
 
@@ -112,6 +113,17 @@ def override_dropout(config: PretrainedConfig, probability: float) -> None:
         is_probability = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
         if ("dropout" in name or name.endswith("pdrop")) and is_probability:
             setattr(config, name, probability)
+
+
+@torch.no_grad()
+def padding_matters(network: Network, token_ids: list[int]) -> bool:
+    """Tell whether padding on the right changes the logits of a text, as it does where a network ignores the mask."""
+    alone = torch.tensor([token_ids])
+    padded = torch.nn.functional.pad(alone, (0, len(token_ids)), value=network.config.pad_token_id)
+    mask = torch.nn.functional.pad(torch.ones_like(alone), (0, len(token_ids)))
+    expected = network(input_ids=alone, attention_mask=torch.ones_like(alone)).logits
+    difference = (network(input_ids=padded, attention_mask=mask).logits - expected).abs().max()
+    return bool(difference > 1e-3 * expected.abs().max())
 
 
 def takes_segments(network: Network, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -61,11 +61,11 @@ def from_state(state: dict[str, Any]) -> Checkpoint:
 
 def _untied(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return tensors on the CPU, each stored once: safetensors refuses tensors that share memory."""
-    seen: set[tuple[int, torch.Size]] = set()
+    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
     kept = {}
     for name, weight in weights.items():
-        key = (weight.data_ptr(), weight.shape)
-        if key not in seen:
+        key = (weight.data_ptr(), weight.shape, weight.stride())
+        if key not in seen or weight.numel() == 0:
             seen.add(key)
             kept[name] = weight.detach().cpu().contiguous()
     return kept

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
-from transformers import get_scheduler
+from transformers import SchedulerType, get_scheduler
 
 from bertclf._batches import padded_batch, random_batches, to_device
 from bertclf._device import Compute
@@ -90,10 +91,9 @@ def train(
     FloatingPointError
         If the loss or a weight becomes NaN or infinite.
     """
-    n_steps = settings.epochs * math.ceil(len(training.tokens) / settings.batch_size)
-    optimizer = make_optimizer(network, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = _make_schedule(optimizer, settings, n_steps=n_steps)
-    scaler = compute.gradient_scaler()
+    steps_per_epoch = math.ceil(len(training.tokens) / settings.batch_size)
+    n_steps = settings.epochs * steps_per_epoch
+    optimization = _Optimization(network, settings, n_steps=n_steps, compute=compute)
     history: list[dict[str, Any]] = []
     with tqdm(total=n_steps, unit="step", disable=not verbose) as bar:
         for epoch in range(1, settings.epochs + 1):
@@ -101,29 +101,25 @@ def train(
             loss = _train_epoch(
                 network,
                 training,
-                optimizer=optimizer,
-                schedule=schedule,
-                scaler=scaler,
-                settings=settings,
+                optimization=optimization,
+                batches=random_batches(training.tokens.lengths, batch_size=settings.batch_size, generator=generator),
                 compute=compute,
-                generator=generator,
                 epoch=epoch,
                 bar=bar,
             )
             trained = time.perf_counter()
             network.eval()
-            measured = _measure(network, validation, compute=compute)
+            validation_loss, validation_score = _measure(network, validation, compute=compute)
             row = {
                 "epoch": epoch,
-                "step": epoch * n_steps // settings.epochs,
+                "step": epoch * steps_per_epoch,
                 "training_loss": loss,
-                "validation_loss": measured[0],
-                "validation_score": measured[1],
+                "validation_loss": validation_loss,
+                "validation_score": validation_score,
                 "training_seconds": trained - start,
                 "validation_seconds": None if validation is None else time.perf_counter() - trained,
             }
-            if settings.lr_schedule in LOSS_SCHEDULES:
-                schedule.step(loss if validation is None else row["validation_loss"])
+            optimization.end_epoch(loss if validation_loss is None else validation_loss)
             if verbose:
                 bar.write(_line(row, settings.epochs))
             history.append(row)
@@ -147,53 +143,88 @@ def classification_loss(
     return (losses * weights).mean()
 
 
+class _Optimization:
+    """AdamW, the course of its learning rate, and the clipping and scaling of gradients."""
+
+    def __init__(self, network: Network, settings: TrainingSettings, *, n_steps: int, compute: Compute) -> None:
+        self.network = network
+        self.label_smoothing = settings.label_smoothing
+        self.max_grad_norm = settings.max_grad_norm
+        self.looks_at_loss = settings.lr_schedule in LOSS_SCHEDULES
+        self.optimizer = make_optimizer(
+            network, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.schedule = _make_schedule(self.optimizer, settings, n_steps=n_steps)
+        self.scaler = compute.gradient_scaler()
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Move the weights down the gradient of the loss of one batch."""
+        torch.autograd.backward(self.scaler.scale(loss))
+        self.scaler.unscale_(self.optimizer)
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if not self.looks_at_loss:
+            self.schedule.step()
+
+    def end_epoch(self, loss: float) -> None:
+        """Tell a schedule that looks at the loss what it was."""
+        if self.looks_at_loss:
+            self.schedule.step(loss)
+
+
 def _train_epoch(
     network: Network,
     training: LabelledTokens,
     *,
-    optimizer: torch.optim.Optimizer,
-    schedule: Any,
-    scaler: torch.amp.GradScaler,
-    settings: TrainingSettings,
+    optimization: _Optimization,
+    batches: Iterable[npt.NDArray[np.int64]],
     compute: Compute,
-    generator: np.random.Generator,
     epoch: int,
     bar: Any,
 ) -> float:
     """Take one step for each batch of an epoch and return the mean training loss over its texts."""
     network.train()
-    lengths = training.tokens.lengths
     summed = torch.zeros((), device=compute.device)
     unchecked: list[tuple[torch.Tensor, float]] = []
-    batches = random_batches(lengths, batch_size=settings.batch_size, generator=generator)
+    step = 0
     for step, rows in enumerate(batches, start=1):
         batch = padded_batch(training.tokens, rows, pad_id=network.config.pad_token_id, device=compute.device)
         targets = to_device(training.targets[rows], compute.device)
         weights = to_device(training.weights[rows], compute.device)
         with compute.autocast():
             logits = network(**batch).logits
-        loss = classification_loss(logits, targets, weights, label_smoothing=settings.label_smoothing)
-        torch.autograd.backward(scaler.scale(loss))
-        scaler.unscale_(optimizer)
-        if settings.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        unchecked.append((loss.detach(), optimizer.param_groups[0]["lr"]))
+        loss = classification_loss(logits, targets, weights, label_smoothing=optimization.label_smoothing)
+        unchecked.append((loss.detach(), optimization.learning_rate))
         summed += loss.detach() * len(rows)
-        if settings.lr_schedule not in LOSS_SCHEDULES:
-            schedule.step()
+        optimization.step(loss)
         if len(unchecked) == STEPS_BETWEEN_CHECKS:
             _check_losses(unchecked, epoch=epoch, last_step=step)
             unchecked.clear()
         bar.update()
-    _check_losses(unchecked, epoch=epoch, last_step=math.ceil(len(lengths) / settings.batch_size))
-    return float(summed) / len(lengths)
+    _check_losses(unchecked, epoch=epoch, last_step=step)
+    return float(summed) / len(training.tokens)
+
+
+def check_schedule(name: str) -> None:
+    """Raise a ValueError if the installed transformers doesn't have a schedule: the newest ones came after 5.3."""
+    known = sorted(schedule.value for schedule in SchedulerType)
+    if name not in known:
+        raise ValueError(
+            f"lr_schedule={name!r} is not in the installed transformers, which has {known}. Choose one of these, or "
+            "update transformers."
+        )
 
 
 def _make_schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings, *, n_steps: int) -> Any:
-    """Return the learning-rate schedule over exactly `n_steps` steps."""
+    """Return the learning-rate schedule over exactly `n_steps` steps; warm-up is rounded up, as in `Trainer`."""
     needed: dict[str, dict[str, Any]] = {
         "cosine_with_min_lr": {"min_lr_rate": FLOOR},
         "cosine_warmup_with_min_lr": {"min_lr_rate": FLOOR},
@@ -202,7 +233,7 @@ def _make_schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings,
     return get_scheduler(
         settings.lr_schedule,
         optimizer,
-        num_warmup_steps=round(n_steps * settings.warmup_ratio),
+        num_warmup_steps=math.ceil(n_steps * settings.warmup_ratio),
         num_training_steps=n_steps,
         scheduler_specific_kwargs=needed.get(settings.lr_schedule),
     )

@@ -60,14 +60,16 @@ def test_half_precision_weights_are_cast_up(checkpoint, folder):
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_the_head_of_a_checkpoint_fine_tuned_for_other_labels_is_not_kept(checkpoint, folder, n_classes):
+def test_the_head_of_a_checkpoint_fine_tuned_for_other_labels_is_not_kept(checkpoint, folder, n_classes, capfd):
     tuned = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
     torch.nn.init.constant_(tuned.classifier.weight, 5.0)
     tuned.save_pretrained(folder)
+    capfd.readouterr()
     labels = [str(label) for label in range(n_classes)]
     head = output_layer(load_checkpoint(folder, **(DEFAULTS | {"labels": labels})).network)
     assert head.weight.shape[0] == n_classes
     assert head.weight.abs().max() < 1
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,6 @@ def test_the_head_of_a_checkpoint_fine_tuned_for_other_labels_is_not_kept(checkp
         ({"pooling_mode_cls_token": False, "pooling_mode_lasttoken": True}, "last"),
         ({"pooling_mode": "mean"}, "mean"),
         ({"pooling_mode_cls_token": True}, None),
-        ({"pooling_mode_max_tokens": True}, None),
     ],
 )
 def test_auto_follows_the_pooling_of_a_sentence_embedding_checkpoint(folder, settings, pooling):
@@ -85,6 +86,13 @@ def test_auto_follows_the_pooling_of_a_sentence_embedding_checkpoint(folder, set
     network = load_checkpoint(folder, **DEFAULTS).network
     assert getattr(network, "pooling", None) == pooling
     assert isinstance(network, PooledClassifier) == (pooling is not None)
+
+
+def test_a_pooling_of_the_checkpoint_that_is_not_offered_is_told(folder):
+    write_pooling(folder, pooling_mode_max_tokens=True)
+    with pytest.warns(UserWarning, match=r"asks for a pooling other than 'cls', 'mean' and 'last'"):
+        network = load_checkpoint(folder, **DEFAULTS).network
+    assert type(network).__name__ == "BertForSequenceClassification"
 
 
 def test_a_named_pooling_wins_over_the_checkpoint(folder):
@@ -101,6 +109,7 @@ def test_an_encoder_decoder_pools_in_its_own_way_alone(tmp_path):
     vocab = {token: position for position, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", "a", "b"])}
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
     transformers.RobertaTokenizer(vocab=vocab, merges=[], model_max_length=64).save_pretrained(tmp_path)
+    write_pooling(tmp_path, pooling_mode_mean_tokens=True)
     clf = BertSequenceClassifier(tmp_path, epochs=1, random_state=0).fit(["a", "b b"], [0, 1])
     assert type(clf.model_).__name__ == "BartForSequenceClassification"
     assert clf.predict_proba(["a", "a b b"]).shape == (2, 2)
@@ -249,8 +258,24 @@ def test_a_hub_name_is_loaded_from_the_local_cache_without_network(checkpoint, c
         assert load_checkpoint("someone/tiny", **(DEFAULTS | {"revision": revision})).network.config.num_labels == 2
 
 
+def test_an_unreachable_hub_is_told(cache, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(OSError, match=r"is not in the local cache, and the Hugging Face Hub can't be reached"):
+        load_checkpoint("someone/other", **DEFAULTS)
+
+
+def test_a_full_disk_is_not_taken_for_an_unreachable_hub(monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bertclf._checkpoint.snapshot_download", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        load_checkpoint("someone/other", **DEFAULTS)
+
+
 def test_a_hub_name_that_is_not_in_the_cache_is_told_offline(cache):
-    with pytest.raises(OSError, match=r"model='someone/other' is not in the local cache, and .* can't be reached"):
+    with pytest.raises(OSError, match=r"model='someone/other' is not in the local cache, and HF_HUB_OFFLINE is set"):
         load_checkpoint("someone/other", **DEFAULTS)
 
 

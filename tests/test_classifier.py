@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import LABELS, TEXTS
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError, SkipTestWarning
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
@@ -219,7 +220,7 @@ def test_auto_epochs_and_rate_follow_data_and_network(checkpoint, monkeypatch):
         ({"X_val": TEXTS, "y_val": LABELS[:-1]}, "X_val has 14 texts and y_val has 13 labels"),
         ({"X_val": ["a", None], "y_val": LABELS[:2]}, r"X_val\[1\] is NoneType"),
         ({"X_val": ["a"], "y_val": ["new"]}, r"y_val\[0\] is 'new', a class that y does not hold"),
-        ({"X_val": [("a", "b")], "y_val": ["fresh"]}, "X_val and X must both hold single texts or both hold pairs"),
+        ({"X_val": [("a", "b")], "y_val": ["fresh"]}, "X_val holds pairs, but X holds single texts"),
     ],
 )
 def test_validation_data_that_do_not_fit_are_refused(checkpoint, held_out, message):
@@ -254,6 +255,28 @@ def test_works_in_cross_validation_with_two_workers(checkpoint):
     two = cross_val_score(clf, TEXTS, LABELS, cv=2, scoring="neg_log_loss", n_jobs=2)
     np.testing.assert_allclose(one, two, rtol=1e-5)
     assert cross_val_predict(clf, TEXTS, LABELS, cv=2, method="predict_proba").shape == (len(TEXTS), 2)
+
+
+def test_validation_of_parameters_can_be_switched_off_as_in_scikit_learn(checkpoint):
+    with config_context(skip_parameter_validation=True):
+        clf = BertSequenceClassifier(checkpoint, epochs=1, verbose=None, random_state=0).fit(TEXTS, LABELS)
+    assert clf.n_iter_ == 1
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "boolean", "int8", "float64"])
+def test_labels_of_pandas_keep_their_kind(checkpoint, dtype):
+    import pandas as pd
+
+    labels = pd.Series([label == "fresh" for label in LABELS]).astype(dtype)
+    clf = BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(TEXTS, labels)
+    expected = {"Int64": "int64", "boolean": "bool"}.get(dtype, dtype)
+    assert clf.classes_.dtype == clf.predict(TEXTS).dtype == expected
+
+
+@pytest.mark.parametrize("y", ["fresh", {"a": 1}, {1, 2}, 3])
+def test_labels_that_are_no_list_are_told(y):
+    with pytest.raises(ValueError, match=r"but one label a text is needed. Pass a list or an array"):
+        BertSequenceClassifier().fit(TEXTS, y)
 
 
 def test_a_failed_fit_leaves_a_new_classifier_unfitted(checkpoint):

@@ -72,7 +72,7 @@ def test_more_gpus_than_there_are_is_refused(machine):
 
 def test_loading_without_the_device_falls_back_to_the_cpu_and_says_so(machine):
     machine()
-    with pytest.warns(UserWarning, match="fitted with device='cuda', which this machine does not have"):
+    with pytest.warns(UserWarning, match="device='cuda' of the classifier is not on this machine"):
         assert compute_after_loading(device="cuda", precision="auto").device == CPU
 
 

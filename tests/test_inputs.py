@@ -471,10 +471,16 @@ def test_continuous_labels_are_refused_in_the_words_of_scikit_learn(labels: Any)
         read_labels(labels, n_texts=2)
 
 
-@pytest.mark.parametrize("labels", ["ab", 3, {"a": 1, "b": 2}, {"a", "b"}, (label for label in "ab")])
+@pytest.mark.parametrize("labels", ["ab", 3, {"a": 1, "b": 2}, {"a", "b"}])
 def test_what_is_no_array_of_labels_is_refused(labels: Any) -> None:
-    with pytest.raises(ValueError, match="y should be a 1d array"):
+    kind = type(labels).__name__
+    with pytest.raises(ValueError, match=f"y is a {kind}, but one label a text is needed. Pass a list or an array"):
         read_labels(labels, n_texts=2)
+
+
+def test_a_generator_of_labels_is_refused() -> None:
+    with pytest.raises(ValueError, match="y should be a 1d array"):
+        read_labels((label for label in "ab"), n_texts=2)
 
 
 def test_sparse_labels_are_refused() -> None:

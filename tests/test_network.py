@@ -212,6 +212,45 @@ def test_pooling_reduces_padded_hidden_states():
     assert pool(hidden, mask, "last").tolist() == [[2, 3], [10, 11]]
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_pooling_keeps_float32_and_its_range_under_autocast(pooling):
+    hidden, mask = torch.full((1, 4000, 2), 20.0), torch.ones(1, 4000, dtype=torch.int64)
+    with torch.autocast("cpu", torch.float16):
+        assert pool(hidden, mask, pooling).tolist() == [[20.0, 20.0]]
+
+
+def test_an_architecture_whose_answer_depends_on_padding_is_refused(tmp_path, checkpoints):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoints("bert"))
+    tokenizer.save_pretrained(tmp_path)
+    sizes = {"vocab_size": len(tokenizer), "d_model": WIDTH, "n_layer": 1, "n_head": 2, "d_inner": WIDTH}
+    transformers.AutoModel.from_config(transformers.XLNetConfig(**sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is a xlnet, whose answer with pooling='auto' depends on the padding"):
+        BertSequenceClassifier(tmp_path, epochs=1).fit(TEXTS, LABELS)
+    clf = BertSequenceClassifier(tmp_path, epochs=1, pooling="last", random_state=0).fit(TEXTS, LABELS)
+    alone = np.concatenate([clf.predict_proba([text]) for text in TEXTS])
+    np.testing.assert_allclose(clf.predict_proba(TEXTS), alone, atol=1e-5)
+
+
+def test_the_last_token_is_pooled_even_if_it_is_the_padding_token(checkpoints, tmp_path):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoints("gpt2"))
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", pair=f"$A $B {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    backend = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, eos_token=end, pad_token=end, model_max_length=POSITIONS
+    )
+    transformers.AutoModel.from_pretrained(checkpoints("gpt2")).save_pretrained(tmp_path)
+    backend.save_pretrained(tmp_path)
+    clf = BertSequenceClassifier(tmp_path, epochs=1, random_state=0).fit(TEXTS, LABELS)
+    assert isinstance(clf.model_, PooledClassifier)
+    assert clf.model_.pooling == "last"
+    alone = np.concatenate([clf.predict_proba([text]) for text in TEXTS])
+    np.testing.assert_allclose(clf.predict_proba(TEXTS), alone, atol=1e-5)
+
+
 def test_the_pooled_network_takes_all_tokens_when_there_is_no_mask(fitted):
     network = fitted("bert", pooling="mean").model_
     ids = torch.tensor([[2, 7, 8, 3]])

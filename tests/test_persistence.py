@@ -111,7 +111,7 @@ def test_a_classifier_fitted_on_a_gpu_is_loaded_on_the_cpu_where_there_is_none(c
     state = clf.__getstate__() | {"device": "cuda:1"}
     again = BertSequenceClassifier.__new__(BertSequenceClassifier)
     if torch.cuda.device_count() < 2:
-        with pytest.warns(UserWarning, match="device='cuda:1', which this machine does not have"):
+        with pytest.warns(UserWarning, match="device='cuda:1' of the classifier is not on this machine"):
             again.__setstate__(state)
         np.testing.assert_array_equal(again.predict_proba(TEXTS), clf.predict_proba(TEXTS))
 

@@ -88,7 +88,13 @@ def test_the_linear_schedule_warms_up_and_ends_one_step_above_zero(loaded, rates
 
 
 def test_every_schedule_of_transformers_is_offered():
-    assert set(SCHEDULES) == {schedule.value for schedule in transformers.SchedulerType}
+    assert set(SCHEDULES) >= {schedule.value for schedule in transformers.SchedulerType}
+
+
+def test_a_schedule_that_an_older_transformers_lacks_is_named(checkpoint, monkeypatch):
+    monkeypatch.setattr(_training, "SchedulerType", [transformers.SchedulerType.LINEAR])
+    with pytest.raises(ValueError, match=r"lr_schedule='cosine' is not in the installed transformers, .*\['linear'\]"):
+        BertSequenceClassifier(checkpoint, lr_schedule="cosine").fit(TEXTS, LABELS)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
