@@ -2,7 +2,6 @@
 
 import os
 import warnings
-from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -15,12 +14,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bertclf._defaults import automatic_settings
-from bertclf._inputs import Texts, read_labels, read_texts, read_weights, targets_of
+from bertclf._inputs import LabelledTexts, Texts, read_labels, read_texts, read_weights, targets_of
 from bertclf._version import __version__
 
 if TYPE_CHECKING:
     from bertclf._checkpoint import Checkpoint
-    from bertclf._training import TrainingSettings
+    from bertclf._training import LabelledTokens, TrainingSettings
 
 # The rooms that need torch and transformers are imported by the methods that use them: importing bertclf must cost no
 # more than importing scikit-learn.
@@ -236,19 +235,18 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
             If the training diverges.
         """
         from bertclf._device import choose_compute
-        from bertclf._network import takes_segments, width
+        from bertclf._network import width
         from bertclf._random import draw_seed, seeded
-        from bertclf._tokens import resolve_max_length, tokenize, truncation_report
-        from bertclf._training import LabelledTokens, check_schedule, train
+        from bertclf._tokens import resolve_max_length, truncation_report
+        from bertclf._training import check_schedule, train
 
         if not get_config()["skip_parameter_validation"]:
             self._validate_params()
         check_schedule(self.lr_schedule)
         texts = read_texts(X)
-        labels = read_labels(y, n_texts=len(texts))
-        classes, targets = np.unique(labels, return_inverse=True)
-        weights = read_weights(sample_weight, n_texts=len(texts))
-        held_out = _read_validation(X_val, y_val, texts=texts, classes=classes)
+        classes, targets = np.unique(read_labels(y, n_texts=len(texts)), return_inverse=True)
+        labelled = LabelledTexts(texts, targets, read_weights(sample_weight, n_texts=len(texts)))
+        held_out = _read_validation(X_val, y_val, like=texts, classes=classes)
         compute = choose_compute(device=self.device, precision=self.precision)
         seed = draw_seed(self.random_state)
 
@@ -257,29 +255,17 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
             network, tokenizer = checkpoint.network, checkpoint.tokenizer
             compute.place(network)
             max_length = resolve_max_length(self.max_length, checkpoint.length_limit, tokenizer, pairs=texts.are_pairs)
-            encode = partial(
-                tokenize,
-                tokenizer=tokenizer,
-                max_length=max_length,
-                with_segments=takes_segments(network, tokenizer),
-            )
-            training = LabelledTokens(encode(texts.first, texts.second), targets, weights)
-            validation = None
-            if held_out is not None:
-                held_out_texts, held_out_targets = held_out
-                tokens = encode(held_out_texts.first, held_out_texts.second)
-                validation = LabelledTokens(tokens, held_out_targets, read_weights(None, n_texts=len(tokens)))
+            training = _tokenized(labelled, checkpoint, max_length=max_length)
             history = train(
                 network,
                 training,
-                validation=validation,
+                validation=None if held_out is None else _tokenized(held_out, checkpoint, max_length=max_length),
                 settings=self._settings(n_texts=len(texts), width=width(network)),
                 compute=compute,
                 generator=np.random.default_rng(seed),
                 verbose=bool(self.verbose),
             )
-
-        truncation = truncation_report(training.tokens.cut, targets, classes)
+            truncation = truncation_report(training.tokens.cut, targets, classes)
 
         self._forget()
         self.classes_ = classes
@@ -475,20 +461,34 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
         self.tokenizer_ = checkpoint.tokenizer
 
 
-def _read_validation(
-    X_val: Any, y_val: Any, *, texts: Texts, classes: npt.NDArray[Any]
-) -> tuple[Texts, npt.NDArray[np.int64]] | None:
-    """Return the validation texts and their targets, None if none were passed."""
+def _read_validation(X_val: Any, y_val: Any, *, like: Texts, classes: npt.NDArray[Any]) -> LabelledTexts | None:
+    """Return the validation texts, of the same kind as the training texts; None if none were passed."""
     if X_val is None and y_val is None:
         return None
     if X_val is None or y_val is None:
         given, missing = ("X_val", "y_val") if y_val is None else ("y_val", "X_val")
         raise ValueError(f"{given} was passed without {missing}: validation needs both. Pass both or none.")
-    held_out = read_texts(X_val, name="X_val")
-    if held_out.are_pairs != texts.are_pairs:
-        held = {True: "pairs", False: "single texts"}
+    texts = read_texts(X_val, name="X_val")
+    if texts.are_pairs != like.are_pairs:
+        kinds = {True: "pairs", False: "single texts"}
         raise ValueError(
-            f"X_val holds {held[held_out.are_pairs]}, but X holds {held[texts.are_pairs]}. Pass the same kind to both."
+            f"X_val holds {kinds[texts.are_pairs]}, but X holds {kinds[like.are_pairs]}. Pass the same kind to both."
         )
-    labels = read_labels(y_val, n_texts=len(held_out), name="y_val", texts_name="X_val")
-    return held_out, targets_of(labels, classes, name="y_val")
+    labels = read_labels(y_val, n_texts=len(texts), name="y_val", texts_name="X_val")
+    return LabelledTexts(texts, targets_of(labels, classes, name="y_val"), read_weights(None, n_texts=len(texts)))
+
+
+def _tokenized(labelled: LabelledTexts, checkpoint: "Checkpoint", *, max_length: int | None) -> "LabelledTokens":
+    """Return labelled texts as the network takes them."""
+    from bertclf._network import takes_segments
+    from bertclf._tokens import tokenize
+    from bertclf._training import LabelledTokens
+
+    tokens = tokenize(
+        labelled.texts.first,
+        labelled.texts.second,
+        tokenizer=checkpoint.tokenizer,
+        max_length=max_length,
+        with_segments=takes_segments(checkpoint.network, checkpoint.tokenizer),
+    )
+    return LabelledTokens(tokens, labelled.targets, labelled.weights)

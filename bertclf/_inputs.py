@@ -45,6 +45,15 @@ class Texts:
         return self.second is not None
 
 
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Texts with the class (position among the sorted classes) and the weight (mean one) of each."""
+
+    texts: Texts
+    targets: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+
+
 def read_texts(X: Any, *, name: str = "X") -> Texts:
     """Check and unpack a container of texts.
 
