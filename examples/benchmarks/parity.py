@@ -43,6 +43,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with mr/, trec/, cola/ of JSON lines")
     parser.add_argument("--runs", type=Path, required=True, help="file of JSON lines, one a run")
+    parser.add_argument("--sets", nargs="+", default=list(METRICS), choices=METRICS)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
@@ -51,7 +52,7 @@ def main():
         lines = arguments.runs.read_text(encoding="utf-8").splitlines() if arguments.runs.exists() else []
         return [json.loads(line) for line in lines]
 
-    for name, metric in METRICS.items():
+    for name in arguments.sets:
         train = read(arguments.data / name / "train.jsonl")
         texts, labels = read(arguments.data / name / "test.jsonl")
         for seed in range(arguments.seeds):
@@ -62,7 +63,7 @@ def main():
                 start = time.perf_counter()
                 predict = WAYS[way](*train, model=minilm_folder(), epochs=EPOCHS, seed=seed)
                 seconds = time.perf_counter() - start
-                run = key | {"score": float(metric(labels, predict(texts))), "seconds": seconds}
+                run = key | {"score": float(METRICS[name](labels, predict(texts))), "seconds": seconds}
                 with arguments.runs.open("a", encoding="utf-8") as stream:
                     print(json.dumps(run), file=stream)
                 print(json.dumps(run), flush=True)
