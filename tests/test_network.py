@@ -259,3 +259,20 @@ def test_the_pooled_network_takes_all_tokens_when_there_is_no_mask(fitted):
 
 def test_the_head_is_as_wide_as_the_network(fitted):
     assert fitted("bert", pooling="mean").model_.classifier.weight.shape == (2, WIDTH)
+
+
+def test_a_tokenizer_written_in_python_works_as_well(tmp_path):
+    tokenizer = transformers.ByT5Tokenizer(model_max_length=POSITIONS)
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": WIDTH}
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=POSITIONS, pad_token_id=tokenizer.pad_token_id, **sizes
+    )
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    texts = [*TEXTS, "joy " * 30]
+    clf = BertSequenceClassifier(tmp_path, epochs=1, random_state=0).fit(texts, [*LABELS, "fresh"])
+    assert not clf.tokenizer_.is_fast
+    assert clf.truncation_["texts"] == 1
+    assert clf.truncation_["tokens"] == len("joy " * 30) + 1 - POSITIONS
+    np.testing.assert_allclose(clf.predict_proba(texts), plain_probabilities(clf, texts), atol=1e-5)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(clf)).predict_proba(texts), clf.predict_proba(texts))
