@@ -218,6 +218,7 @@ def _download(name: str, *, revision: str | None, verbose: bool) -> Path:
             allow_patterns=CHECKPOINT_FILES,
             ignore_patterns=["onnx/*", "openvino/*"],
             tqdm_class=tqdm if verbose else _SilentBar,
+            local_files_only=is_offline_mode(),
         )
     except GatedRepoError as error:
         raise OSError(
