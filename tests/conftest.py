@@ -48,3 +48,13 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 def checkpoint(checkpoints: Callable[[str], Path]) -> Path:
     """The folder of a tiny BERT: two layers, 16 wide, 64 positions."""
     return checkpoints("bert")
+
+
+@pytest.fixture(scope="session")
+def spread_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny BERT whose weights are spread ten times as wide as usual, so that it learns in few steps."""
+    folder = tmp_path_factory.mktemp("spread")
+    from tiny import build
+
+    build("bert", folder, initializer_range=0.2)
+    return folder

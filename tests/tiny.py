@@ -10,10 +10,11 @@ WIDTH, LAYERS, HEADS, POSITIONS = 16, 2, 2, 64
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 
 
-def build(name: str, folder: Path) -> None:
+def build(name: str, folder: Path, **settings: object) -> None:
     """Write config, safetensors weights and tokenizer files of one architecture into a folder."""
     tokenizer = TOKENIZERS[name]()
     config = CONFIGS[name](tokenizer)
+    config.update(settings)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         transformers.AutoModel.from_config(config).save_pretrained(folder)
