@@ -89,6 +89,7 @@ def load_checkpoint(
     *,
     revision: str | None,
     labels: list[str],
+    multilabel: bool,
     pooling: str,
     dropout: float | None,
     verbose: bool,
@@ -103,6 +104,8 @@ def load_checkpoint(
         Branch, tag or commit on the Hub.
     labels : list of str
         Name of each class, in order.
+    multilabel : bool
+        Whether a text can have any number of the labels, which a saved model has to know.
     pooling : {"auto", "cls", "mean", "last"}
         How hidden states become one vector a text; "auto" follows the checkpoint.
     dropout : float or None
@@ -128,7 +131,7 @@ def load_checkpoint(
             )
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: position for position, label in enumerate(labels)}
-        config.problem_type = "single_label_classification"
+        config.problem_type = "multi_label_classification" if multilabel else "single_label_classification"
         if dropout is not None:
             override_dropout(config, dropout)
         tokenizer = load_tokenizer(folder)

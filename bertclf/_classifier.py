@@ -1,7 +1,9 @@
 """The one public estimator: parameters, `fit` as one story, and the prediction methods."""
 
+import copy
 import os
 import warnings
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -11,21 +13,35 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from bertclf._defaults import automatic_settings
-from bertclf._inputs import LabelledTexts, Texts, read_labels, read_texts, read_weights, targets_of
+from bertclf._callbacks import CallbackSupportMixin, Silence, Task, with_callbacks
+from bertclf._defaults import automatic_epochs, automatic_learning_rate
+from bertclf._inputs import Texts, quote, read_texts
+from bertclf._targets import (
+    Classes,
+    LabelledTexts,
+    label_texts,
+    mean_one,
+    read_class_weight,
+    read_labels,
+    read_weights,
+    split,
+    without_weightless,
+)
 from bertclf._version import __version__
 
 if TYPE_CHECKING:
     from bertclf._checkpoint import Checkpoint
-    from bertclf._training import LabelledTokens, TrainingSettings
+    from bertclf._network import Network
+    from bertclf._tokens import TokenStore
+    from bertclf._training import LabelledTokens, Trained, TrainingSettings
 
 # The rooms that need torch and transformers are imported by the methods that use them: importing bertclf must cost no
 # more than importing scikit-learn.
 
 
-class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
+class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
     """Text classifier that fine-tunes a pretrained transformer.
 
     Takes raw texts, or pairs of texts, and does the rest inside `fit`: special tokens, truncation, padding, attention
@@ -64,30 +80,59 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
     max_length : int, default=None
         Longest input in tokens, special tokens included; the rest of a text is cut, of a pair the longer text first.
         None is the limit of the checkpoint: what its positions and its tokenizer allow.
+    class_weight : dict, list of dict, "balanced" or None, default=None
+        What each class weighs in the training loss and in the validation loss, on top of the weights of the texts. A
+        dict maps labels to weights, 1 where there is none; "balanced" weighs each class by the inverse of its weighted
+        share of the texts. For an indicator matrix as y, a list with one dict a label, from 0 and 1 to weights.
+    early_stopping : bool, default=False
+        Whether to stop when validation shows no gain, and to keep the weights of the best epoch. Measured on `X_val`
+        and `y_val` where `fit` gets them, else on a share of the training texts that is held out.
+    validation_fraction : float, default=0.1
+        Share of the training texts that early stopping holds out, in (0, 1). Each class keeps its proportion; rows of
+        an indicator matrix are held out at random. Texts that belong together (of one author, one thread) are not kept
+        together: hold them out yourself and pass `X_val` and `y_val`.
+    n_iter_no_change : int, default=2
+        Epochs without gain after which early stopping stops.
+    scoring : str, callable or None, default=None
+        What early stopping watches. None is the validation loss; a str or a callable is a scorer as in
+        :func:`sklearn.metrics.get_scorer`, of which more is better, called after each epoch with the classifier, the
+        validation texts and their labels, and their weights if there are any. Class weights are no part of it.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Precision of the matrix products; weights stay in float32. "auto" takes bfloat16, on a GPU without it float16,
         where the hardware has circuits for it, else float32.
     device : str, default="auto"
         Device of torch: "cpu", "cuda", "cuda:1", "mps". "auto" takes CUDA, then MPS, then the CPU.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the weights of the last `fit` or `partial_fit`, head included, instead of loading
+        `model` anew: then `model`, `revision`, `pooling` and `dropout` are not looked at, the labels must be the same,
+        and the learning rate takes its whole course again.
     random_state : int, RandomState instance or None, default=None
-        Seeds the head, the order of the texts and dropout, and nothing outside the classifier. An int gives the same
-        weights at each fit on one CPU; on a GPU up to the order in which its kernels add. None takes a new seed from
-        the operating system at each fit.
+        Seeds the head, the split for early stopping, the order of the texts and dropout, and nothing outside the
+        classifier. An int gives the same weights at each fit on one CPU; on a GPU up to the order in which its kernels
+        add. None takes a new seed from the operating system at each fit.
     verbose : int, default=0
         0 is silent; 1 or more shows a progress bar, a line per epoch, and the progress of a download.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        The labels, sorted, in the dtype in which they came.
+        The labels, sorted, in the dtype in which they came; for an indicator matrix the numbers of its columns.
     n_iter_ : int
-        Epochs run.
+        Epochs run by the last `fit`, 1 after `partial_fit`.
     history_ : list of dict
         One row an epoch: `epoch`, `step` (optimiser steps so far), `training_loss`, `validation_loss`,
-        `validation_score` (accuracy), `training_seconds`, `validation_seconds`; None where there were no validation
-        texts. `pandas.DataFrame(clf.history_)` is a table.
+        `validation_score` (what `scoring` says, the accuracy if that is None), `training_seconds`,
+        `validation_seconds`; None where there were no validation texts. `pandas.DataFrame(clf.history_)` is a table.
+        Each `partial_fit` adds a row.
     loss_curve_ : list of float
-        Training loss of each epoch.
+        Training loss of each row of `history_`.
+    validation_scores_ : list of float or None
+        Validation score of each epoch; None without early stopping.
+    best_validation_score_ : float or None
+        Validation score of the epoch whose weights were kept: the one with the best score, or if `scoring` is None
+        with the lowest validation loss. None without early stopping.
+    best_loss_ : float or None
+        Lowest training loss of an epoch; None with early stopping.
     model_ : torch.nn.Module
         The network, called with `input_ids` and `attention_mask` and returning an output with `logits`. It is the
         sequence-classification class of transformers where the pooling is that of the architecture.
@@ -159,11 +204,19 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
         "dropout": [Interval(Real, 0, 1, closed="left"), None],
         "pooling": [StrOptions({"auto", "cls", "mean", "last"})],
         "max_length": [Interval(Integral, 1, None, closed="left"), None],
+        "class_weight": [dict, list, StrOptions({"balanced"}), None],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "scoring": [str, callable, None],
         "precision": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
         "device": [str],
+        "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
+
+    _optimizer_state: dict[str, Any] | None
 
     def __init__(
         self,
@@ -181,8 +234,14 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
         dropout: float | None = None,
         pooling: str = "auto",
         max_length: int | None = None,
+        class_weight: dict[Any, float] | list[dict[int, float]] | str | None = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 2,
+        scoring: str | Callable[..., float] | None = None,
         precision: str = "auto",
         device: str = "auto",
+        warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -199,12 +258,28 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
         self.dropout = dropout
         self.pooling = pooling
         self.max_length = max_length
+        self.class_weight = class_weight
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.scoring = scoring
         self.precision = precision
         self.device = device
+        self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, X_val: Any = None, y_val: Any = None) -> Self:
+    @with_callbacks  # type: ignore[untyped-decorator]
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+    ) -> Self:
         """Fine-tune the pretrained network on labelled texts.
 
         A fit that fails leaves the classifier as it was.
@@ -213,12 +288,18 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
         ----------
         X : array-like of str, of shape (n_texts,), (n_texts, 1) or (n_texts, 2)
             Texts; two columns, or tuples of two, are pairs of texts.
-        y : array-like of shape (n_texts,)
-            Labels of one sortable type.
+        y : array-like of shape (n_texts,) or (n_texts, n_labels)
+            Labels of one sortable type; or, where a text can have any number of labels, a matrix of zeros and ones
+            with a column a label.
         sample_weight : array-like of shape (n_texts,), default=None
-            Non-negative weights in the loss, scaled to a mean of one. None weighs all texts alike.
+            Non-negative weights in the loss, scaled to a mean of one. None weighs all texts alike; a text of weight 0
+            is left out.
         X_val, y_val : array-like, default=None
-            Texts and labels on which loss and accuracy are measured after each epoch. None measures nothing.
+            Texts and labels on which loss and score are measured after each epoch, and which early stopping watches.
+            Without early stopping they change nothing but `history_`. None measures on what early stopping holds out,
+            without it nothing.
+        sample_weight_val : array-like of shape (n_validation_texts,), default=None
+            Weights of the validation texts in loss and score. None weighs all alike.
 
         Returns
         -------
@@ -233,55 +314,119 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
             If the checkpoint can't be found or read.
         FloatingPointError
             If the training diverges.
+
+        Notes
+        -----
+        Where metadata routing passes `X_val` through a search or a cross-validation, scikit-learn cuts it into folds
+        if it is as long as `X`. Pass validation texts of another length, or leave the split to `early_stopping`.
         """
-        from bertclf._device import choose_compute
-        from bertclf._network import width
-        from bertclf._random import draw_seed, seeded
-        from bertclf._tokens import resolve_max_length, truncation_report
-        from bertclf._training import check_schedule, train
+        from bertclf._random import draw_seed
 
-        if not get_config()["skip_parameter_validation"]:
-            self._validate_params()
-        check_schedule(self.lr_schedule)
+        self._check_parameters()
         texts = read_texts(X)
-        classes, targets = np.unique(read_labels(y, n_texts=len(texts)), return_inverse=True)
-        labelled = LabelledTexts(texts, targets, read_weights(sample_weight, n_texts=len(texts)))
-        held_out = _read_validation(X_val, y_val, like=texts, classes=classes)
-        compute = choose_compute(device=self.device, precision=self.precision)
+        labels = read_labels(y, n_texts=len(texts))
+        classes = Classes.of(labels)
+        goes_on = self.warm_start and self.__sklearn_is_fitted__()
+        if goes_on:
+            self._check_same_kind(texts, classes)
+        labelled, class_weights = self._labelled(texts, labels, sample_weight, classes=classes)
+        held_out = _read_validation(
+            X_val, y_val, sample_weight_val, like=texts, classes=classes, class_weights=class_weights
+        )
         seed = draw_seed(self.random_state)
+        if self.early_stopping and held_out is None:
+            labelled, held_out = split(labelled, fraction=self.validation_fraction, seed=seed)
 
-        with seeded(seed, compute.device):
-            checkpoint = self._load(classes)
-            network, tokenizer = checkpoint.network, checkpoint.tokenizer
-            compute.place(network)
-            max_length = resolve_max_length(self.max_length, checkpoint.length_limit, tokenizer, pairs=texts.are_pairs)
-            training = _tokenized(labelled, checkpoint, max_length=max_length)
-            history = train(
-                network,
-                training,
-                validation=None if held_out is None else _tokenized(held_out, checkpoint, max_length=max_length),
-                settings=self._settings(n_texts=len(texts), width=width(network)),
-                compute=compute,
-                generator=np.random.default_rng(seed),
-                verbose=bool(self.verbose),
+        epochs = automatic_epochs(n_texts=len(labelled), batch_size=self.batch_size)
+        epochs = epochs if self.epochs == "auto" else int(self.epochs)
+        metadata = None if sample_weight is None else {"sample_weight": sample_weight}
+        context = self._init_callback_context(max_subtasks=epochs)
+        with Task(context, {"estimator": self}, data={"X": X, "y": y, "metadata": metadata}, snapshot=dict) as task:
+            state, trained = self._train(
+                labelled, held_out=held_out, classes=classes, goes_on=goes_on, epochs=epochs, seed=seed, task=task
             )
-            truncation = truncation_report(training.tokens.cut, targets, classes)
+            scores = [row["validation_score"] for row in trained.history]
+            losses = [row["training_loss"] for row in trained.history]
+            self._forget()
+            self.__dict__.update(state, **_columns_of(texts))
+            self.n_iter_ = len(trained.history)
+            self.history_ = trained.history
+            self.loss_curve_ = losses
+            self.validation_scores_ = scores if self.early_stopping else None
+            self.best_validation_score_ = None if trained.best_epoch is None else scores[trained.best_epoch - 1]
+            self.best_loss_ = None if self.early_stopping else min(losses)
+            self._optimizer_state = None
+        return self
 
-        self._forget()
-        self.classes_ = classes
-        self.n_iter_ = len(history)
-        self.history_ = history
-        self.loss_curve_ = [row["training_loss"] for row in history]
-        self.model_ = network
-        self.tokenizer_ = tokenizer
-        self.truncation_ = truncation
-        self._takes_pairs = texts.are_pairs
-        self._max_length = max_length
-        self._compute = compute
-        if texts.n_columns is not None:
-            self.n_features_in_ = texts.n_columns
-        if texts.column_names is not None:
-            self.feature_names_in_ = texts.column_names
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+        """Train on for one pass over some labelled texts.
+
+        The first call loads the pretrained network, unless the classifier is fitted already; each call starts where the
+        last `fit` or `partial_fit` ended. The learning rate is that of the parameter, at each step: as nobody knows how
+        many calls will come, there is neither warm-up nor decay. What AdamW remembers of the gradients is kept from
+        call to call, and in pickles, which are three times as large for it; a `fit` begins and ends without.
+
+        A call that fails leaves the classifier as it was.
+
+        Parameters
+        ----------
+        X : array-like of str, of shape (n_texts,), (n_texts, 1) or (n_texts, 2)
+            Texts or pairs, always the same of the two.
+        y : array-like of shape (n_texts,) or (n_texts, n_labels)
+            Labels, as in `fit`.
+        classes : array-like of shape (n_classes,), default=None
+            All labels that will ever come; for an indicator matrix the numbers of its columns. The first call needs
+            them; later they may be left out.
+        sample_weight : array-like of shape (n_texts,), default=None
+            Non-negative weights in the loss, scaled to a mean of one over the texts of this call.
+
+        Returns
+        -------
+        BertSequenceClassifier
+            The fitted classifier.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a parameter, a text, a label or a weight is not what it must be; with `early_stopping=True` or
+            `class_weight="balanced"`, which need all texts at once.
+        OSError
+            If the checkpoint can't be found or read.
+        FloatingPointError
+            If the training diverges.
+        """
+        from bertclf._random import draw_seed, seed_of_part
+
+        self._check_parameters()
+        self._check_fits_in_parts()
+        texts = read_texts(X)
+        labels = read_labels(y, n_texts=len(texts))
+        goes_on = self.__sklearn_is_fitted__()
+        known = self._announced(classes, labels)
+        if goes_on:
+            self._check_same_kind(texts, known)
+            self._check_columns(X, texts)
+        labelled, _ = self._labelled(texts, labels, sample_weight, classes=known)
+        history = self.history_ if goes_on else []
+
+        state, trained = self._train(
+            labelled,
+            held_out=None,
+            classes=known,
+            goes_on=goes_on,
+            epochs=1,
+            seed=seed_of_part(draw_seed(self.random_state), part=len(history)),
+            task=Task(Silence(), {}),
+            in_parts=True,
+        )
+        self.__dict__.update(state if goes_on else state | _columns_of(texts))
+        self.n_iter_ = 1
+        self.history_ = [*history, _continued(trained.history[0], history)]
+        self.loss_curve_ = [row["training_loss"] for row in self.history_]
+        self.validation_scores_ = None
+        self.best_validation_score_ = None
+        self.best_loss_ = min(self.loss_curve_)
+        self._optimizer_state = trained.optimizer_state
         return self
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float32]:
@@ -295,10 +440,12 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         ndarray of float32, of shape (n_texts,) or (n_texts, n_classes)
-            One column a class. With two classes, 1-D: the logit of the second class less that of the first.
+            One column a class. With two classes, 1-D: the logit of the second class less that of the first. After a
+            fit on an indicator matrix always one column a label.
         """
         logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+        is_binary = len(self.classes_) == 2 and not self._classes.are_multilabel
+        return logits[:, 1] - logits[:, 0] if is_binary else logits
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float32]:
         """Return the probability of each class.
@@ -311,12 +458,13 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         ndarray of float32, of shape (n_texts, n_classes)
-            Columns in the order of `classes_`; rows sum to one.
+            Columns in the order of `classes_`; rows sum to one. After a fit on an indicator matrix, the probability of
+            each label by itself.
         """
         logits = self._logits(X)
         from bertclf._inference import probabilities
 
-        return probabilities(logits)
+        return probabilities(logits, multilabel=self._classes.are_multilabel)
 
     def predict_log_proba(self, X: Any) -> npt.NDArray[np.float32]:
         """Return the logarithm of the probability of each class.
@@ -334,10 +482,10 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
         logits = self._logits(X)
         from bertclf._inference import log_probabilities
 
-        return log_probabilities(logits)
+        return log_probabilities(logits, multilabel=self._classes.are_multilabel)
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
-        """Return the most probable class of each text.
+        """Return the most probable class of each text, or the labels more probable than not.
 
         Parameters
         ----------
@@ -346,77 +494,235 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray of shape (n_texts,)
-            Labels, in the dtype of `classes_`.
+        ndarray of shape (n_texts,) or (n_texts, n_labels)
+            Labels, in the dtype of `classes_`; after a fit on an indicator matrix, such a matrix in its dtype.
         """
-        positions = self.predict_proba(X).argmax(axis=1)
-        labels: npt.NDArray[Any] = self.classes_[positions]
-        return labels
+        probabilities = self.predict_proba(X)
+        return self._classes.decode(probabilities)
+
+    @property
+    def _classes(self) -> Classes:
+        """The classes of the last fit."""
+        dtype = self._indicator_dtype
+        return Classes(self.classes_, None if dtype is None else np.dtype(dtype))
+
+    def _train(
+        self,
+        labelled: LabelledTexts,
+        *,
+        held_out: LabelledTexts | None,
+        classes: Classes,
+        goes_on: bool,
+        epochs: int,
+        seed: int,
+        task: Task,
+        in_parts: bool = False,
+    ) -> tuple[dict[str, Any], "Trained"]:
+        """Load or copy the network and train it; return the attributes that predicting needs, and what training left.
+
+        The classifier itself stays as it was.
+        """
+        from bertclf._device import choose_compute
+        from bertclf._network import width
+        from bertclf._random import seeded
+        from bertclf._tokens import resolve_max_length, truncation_report
+        from bertclf._training import Validation, train
+
+        compute = choose_compute(device=self.device, precision=self.precision)
+        with seeded(seed, compute.device):
+            checkpoint = self._copied() if goes_on else self._load(classes)
+            network, tokenizer = checkpoint.network, checkpoint.tokenizer
+            compute.place(network)
+            max_length = resolve_max_length(
+                self.max_length, checkpoint.length_limit, tokenizer, pairs=labelled.texts.are_pairs
+            )
+            training = _tokenized(labelled, checkpoint, max_length=max_length)
+            state = {
+                "classes_": classes.values,
+                "model_": network,
+                "tokenizer_": tokenizer,
+                "truncation_": truncation_report(training.tokens.cut, labelled.targets, classes.values),
+                "_indicator_dtype": None if classes.indicator_dtype is None else classes.indicator_dtype.str,
+                "_takes_pairs": labelled.texts.are_pairs,
+                "_max_length": max_length,
+                "_compute": compute,
+            }
+            validation = None
+            if held_out is not None:
+                validation = Validation(
+                    _tokenized(held_out, checkpoint, max_length=max_length), self._scorer(held_out, state)
+                )
+            trained = train(
+                network,
+                training,
+                validation=validation,
+                settings=self._settings(epochs=epochs, width=width(network), in_parts=in_parts),
+                compute=compute,
+                generator=np.random.default_rng(seed),
+                task=task,
+                snapshot=lambda: state | {"model_": copy.deepcopy(network)},
+                optimizer_state=self._optimizer_state if in_parts and goes_on else None,
+                verbose=bool(self.verbose),
+            )
+        return state, trained
 
     def _logits(self, X: Any) -> npt.NDArray[np.float32]:
         """Return the logits of each text, one column a class."""
         check_is_fitted(self)
         from bertclf._inference import predict_logits
-        from bertclf._network import takes_segments
-        from bertclf._tokens import tokenize
 
         texts = read_texts(X)
         self._check_columns(X, texts)
-        tokens = tokenize(
-            texts.first,
-            texts.second,
-            tokenizer=self.tokenizer_,
-            max_length=self._max_length,
-            with_segments=takes_segments(self.model_, self.tokenizer_),
-        )
+        tokens = _tokens_of(texts, self.model_, self.tokenizer_, max_length=self._max_length)
         return predict_logits(self.model_, tokens, compute=self._compute)
 
+    def _scorer(self, held_out: LabelledTexts, state: dict[str, Any]) -> Callable[[npt.NDArray[np.float32]], float]:
+        """Return a function from the logits of the validation texts to their score.
+
+        The scorer gets a classifier as `state` leaves it, which knows those logits already. It is tried at once, on
+        logits of zero, so that one that can't work is told before the training and not after its first epoch.
+        """
+        from sklearn.metrics import check_scoring
+
+        scorer = check_scoring(self, self.scoring)
+        texts = held_out.texts.as_list()
+        weights = {} if held_out.weights is None else {"sample_weight": held_out.weights}
+
+        def score(logits: npt.NDArray[np.float32]) -> float:
+            classifier = object.__new__(_WithKnownLogits)
+            classifier.__dict__.update(vars(self), **state, _known_texts=texts, _known_logits=logits)
+            return float(scorer(classifier, texts, held_out.labels, **weights))
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                score(np.zeros((len(held_out), len(state["classes_"])), dtype=np.float32))
+        except Exception as error:
+            raise ValueError(
+                f"scoring={self.scoring!r} can't score the validation texts: {type(error).__name__}: {error} Pass a "
+                "scorer that suits the labels and returns one number."
+            ) from error
+        return score
+
+    def _check_parameters(self) -> None:
+        """Raise if a parameter is not what it must be."""
+        from bertclf._training import check_schedule
+
+        if not get_config()["skip_parameter_validation"]:
+            self._validate_params()
+        check_schedule(self.lr_schedule)
+        if isinstance(self.scoring, str):
+            from sklearn.metrics import get_scorer
+
+            get_scorer(self.scoring)
+
+    def _check_fits_in_parts(self) -> None:
+        """Raise if a parameter needs all texts at once."""
+        if self.early_stopping:
+            raise ValueError("partial_fit does not support early_stopping=True: it makes one pass. Use fit.")
+        if isinstance(self.class_weight, str):
+            raise ValueError(
+                "class_weight='balanced' is not supported for partial_fit, which does not know the texts to come. Pass "
+                "the weights as a dict: sklearn.utils.class_weight.compute_class_weight returns them."
+            )
+
+    def _check_same_kind(self, texts: Texts, classes: Classes) -> None:
+        """Raise if training can't go on with such texts and classes."""
+        if classes != self._classes:
+            raise ValueError(
+                f"The classes are {quote(classes.values.tolist())}, but were {quote(self.classes_.tolist())} when "
+                "BertSequenceClassifier was fitted before: a network that is trained on keeps its classes. Use a new "
+                "classifier."
+            )
+        self._check_pairs(texts)
+
     def _check_columns(self, X: Any, texts: Texts) -> None:
-        """Raise if pairs come where single texts were fitted, or the reverse, or columns under other names."""
+        """Raise if texts are of another kind than the fitted ones, or come in columns under other names."""
+        self._check_pairs(texts)
+        has_columns = len(getattr(X, "shape", ())) == 2
+        if has_columns and hasattr(self, "n_features_in_"):
+            validate_data(self, X, reset=False, skip_check_array=True)
+
+    def _check_pairs(self, texts: Texts) -> None:
+        """Raise if pairs come where single texts were fitted, or the reverse."""
         if texts.are_pairs != self._takes_pairs:
             n_fitted, n_given = (2, 1) if self._takes_pairs else (1, 2)
             raise ValueError(
                 f"X has {n_given} text(s) a row, but BertSequenceClassifier was fitted on {n_fitted}: single texts "
                 "and pairs can't be exchanged. Pass what fit was given."
             )
-        has_columns = len(getattr(X, "shape", ())) == 2
-        if has_columns and hasattr(self, "n_features_in_"):
-            validate_data(self, X, reset=False, skip_check_array=True)
 
-    def _load(self, classes: npt.NDArray[Any]) -> "Checkpoint":
+    def _announced(self, classes: Any, labels: npt.NDArray[Any]) -> Classes:
+        """Return all classes that `partial_fit` will ever see, as its first call says."""
+        if classes is None:
+            if not self.__sklearn_is_fitted__():
+                raise ValueError("classes must be passed on the first call to partial_fit.")
+            return self._classes
+        values = np.unique(column_or_1d(classes))
+        return Classes(values, labels.dtype if labels.ndim == 2 else None)
+
+    def _load(self, classes: Classes) -> "Checkpoint":
         """Load the pretrained network with a new head for these classes, and its tokenizer."""
         from bertclf._checkpoint import load_checkpoint
 
         return load_checkpoint(
             self.model,
             revision=self.revision,
-            labels=[str(label) for label in classes.tolist()],
+            labels=[str(label) for label in classes.values.tolist()],
+            multilabel=classes.are_multilabel,
             pooling=self.pooling,
             dropout=self.dropout,
             verbose=bool(self.verbose),
         )
 
-    def _settings(self, *, n_texts: int, width: int) -> "TrainingSettings":
+    def _copied(self) -> "Checkpoint":
+        """Return a copy of the fitted network, to train on without harm to the fitted one."""
+        from bertclf._checkpoint import Checkpoint
+
+        return Checkpoint(copy.deepcopy(self.model_), self.tokenizer_)
+
+    def _settings(self, *, epochs: int, width: int, in_parts: bool) -> "TrainingSettings":
         """Return how to train, every "auto" resolved."""
         from bertclf._training import TrainingSettings
 
-        epochs, learning_rate = automatic_settings(n_texts=n_texts, batch_size=self.batch_size, width=width)
+        rate = automatic_learning_rate(width) if self.learning_rate == "auto" else float(self.learning_rate)
         return TrainingSettings(
-            epochs=epochs if self.epochs == "auto" else int(self.epochs),
+            epochs=epochs,
             batch_size=self.batch_size,
-            learning_rate=learning_rate if self.learning_rate == "auto" else float(self.learning_rate),
-            lr_schedule=self.lr_schedule,
-            warmup_ratio=self.warmup_ratio,
+            learning_rate=rate,
+            lr_schedule="constant" if in_parts else self.lr_schedule,
+            warmup_ratio=0.0 if in_parts else self.warmup_ratio,
             weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm,
             label_smoothing=self.label_smoothing,
+            n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
+            watches_loss=self.scoring is None,
         )
+
+    def _labelled(
+        self, texts: Texts, labels: npt.NDArray[Any], sample_weight: Any, *, classes: Classes
+    ) -> tuple[LabelledTexts, npt.NDArray[np.float64]]:
+        """Return the texts to train on with targets and weights, and what each class weighs."""
+        class_weights = read_class_weight(
+            self.class_weight,
+            classes=classes,
+            targets=classes.encode(labels),
+            weights=read_weights(sample_weight, n_texts=len(texts)),
+        )
+        labelled = label_texts(texts, labels, sample_weight, classes=classes, class_weights=class_weights)
+        return without_weightless(labelled), class_weights
 
     def _forget(self) -> None:
         """Delete what an earlier fit left that this one may not set."""
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(self, name):
                 delattr(self, name)
+
+    def __copy__(self) -> Self:
+        """Return a classifier that shares the fitted network: through a pickle, a copy would write all its weights."""
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(vars(self))
+        return copied
 
     def __sklearn_is_fitted__(self) -> bool:
         """Tell whether a fit has succeeded."""
@@ -428,6 +734,7 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.string = True
         tags.input_tags.one_d_array = True
         tags.input_tags.two_d_array = False
+        tags.classifier_tags.multi_label = True
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
@@ -437,7 +744,9 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
             from bertclf._persistence import to_state
 
             del state["_compute"]
-            state["checkpoint"] = to_state(state.pop("model_"), state.pop("tokenizer_"))
+            state["checkpoint"] = to_state(
+                state.pop("model_"), state.pop("tokenizer_"), optimizer_state=state.pop("_optimizer_state")
+            )
             state["bertclf_version"] = __version__
         return state
 
@@ -454,20 +763,38 @@ class BertSequenceClassifier(ClassifierMixin, BaseEstimator):
 
         if original != __version__:
             warnings.warn(InconsistentBertclfVersionWarning(current=__version__, original=original), stacklevel=2)
-        checkpoint = from_state(stored)
+        checkpoint, self._optimizer_state = from_state(stored)
         self._compute = compute_after_loading(device=self.device, precision=self.precision)
         self._compute.place(checkpoint.network)
         self.model_ = checkpoint.network
         self.tokenizer_ = checkpoint.tokenizer
 
 
-def _read_validation(X_val: Any, y_val: Any, *, like: Texts, classes: npt.NDArray[Any]) -> LabelledTexts | None:
+class _WithKnownLogits(BertSequenceClassifier):
+    """What a scorer gets after an epoch: the classifier as it is by then, with the logits of the validation texts."""
+
+    def _logits(self, X: Any) -> npt.NDArray[np.float32]:
+        """Return the logits that are known of the validation texts, and those of other texts from the network."""
+        return self._known_logits.copy() if X is self._known_texts else super()._logits(X)
+
+
+def _read_validation(
+    X_val: Any,
+    y_val: Any,
+    sample_weight_val: Any,
+    *,
+    like: Texts,
+    classes: Classes,
+    class_weights: npt.NDArray[np.float64],
+) -> LabelledTexts | None:
     """Return the validation texts, of the same kind as the training texts; None if none were passed."""
-    if X_val is None and y_val is None:
+    given = {"X_val": X_val, "y_val": y_val, "sample_weight_val": sample_weight_val}
+    passed = [name for name, value in given.items() if value is not None]
+    if not passed:
         return None
     if X_val is None or y_val is None:
-        given, missing = ("X_val", "y_val") if y_val is None else ("y_val", "X_val")
-        raise ValueError(f"{given} was passed without {missing}: validation needs both. Pass both or none.")
+        missing = "X_val" if X_val is None else "y_val"
+        raise ValueError(f"{passed[0]} was passed without {missing}: validation needs both X_val and y_val.")
     texts = read_texts(X_val, name="X_val")
     if texts.are_pairs != like.are_pairs:
         kinds = {True: "pairs", False: "single texts"}
@@ -475,20 +802,35 @@ def _read_validation(X_val: Any, y_val: Any, *, like: Texts, classes: npt.NDArra
             f"X_val holds {kinds[texts.are_pairs]}, but X holds {kinds[like.are_pairs]}. Pass the same kind to both."
         )
     labels = read_labels(y_val, n_texts=len(texts), name="y_val", texts_name="X_val")
-    return LabelledTexts(texts, targets_of(labels, classes, name="y_val"), read_weights(None, n_texts=len(texts)))
+    names = ("X_val", "y_val", "sample_weight_val")
+    return label_texts(texts, labels, sample_weight_val, classes=classes, class_weights=class_weights, names=names)
 
 
 def _tokenized(labelled: LabelledTexts, checkpoint: "Checkpoint", *, max_length: int | None) -> "LabelledTokens":
     """Return labelled texts as the network takes them."""
-    from bertclf._network import takes_segments
-    from bertclf._tokens import tokenize
     from bertclf._training import LabelledTokens
 
-    tokens = tokenize(
-        labelled.texts.first,
-        labelled.texts.second,
-        tokenizer=checkpoint.tokenizer,
-        max_length=max_length,
-        with_segments=takes_segments(checkpoint.network, checkpoint.tokenizer),
-    )
-    return LabelledTokens(tokens, labelled.targets, labelled.weights)
+    tokens = _tokens_of(labelled.texts, checkpoint.network, checkpoint.tokenizer, max_length=max_length)
+    return LabelledTokens(tokens, labelled.targets, mean_one(labelled.loss_weights))
+
+
+def _tokens_of(texts: Texts, network: "Network", tokenizer: Any, *, max_length: int | None) -> "TokenStore":
+    """Return the tokens of texts, with segments if the network takes them."""
+    from bertclf._network import takes_segments
+    from bertclf._tokens import tokenize
+
+    with_segments = takes_segments(network, tokenizer)
+    return tokenize(texts.first, texts.second, tokenizer=tokenizer, max_length=max_length, with_segments=with_segments)
+
+
+def _columns_of(texts: Texts) -> dict[str, Any]:
+    """Return the attributes that describe the columns of a 2-D input."""
+    columns = {"n_features_in_": texts.n_columns, "feature_names_in_": texts.column_names}
+    return {name: value for name, value in columns.items() if value is not None}
+
+
+def _continued(row: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a row of the history, counted on from the rows before it."""
+    if not history:
+        return row
+    return row | {"epoch": len(history) + 1, "step": history[-1]["step"] + row["step"]}

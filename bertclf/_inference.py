@@ -41,11 +41,13 @@ def predict_logits(network: Network, store: TokenStore, *, compute: Compute) -> 
     return logits
 
 
-def probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the softmax of each row, in float32."""
-    return torch.softmax(torch.from_numpy(logits), dim=1).numpy()
+def probabilities(logits: npt.NDArray[np.float32], *, multilabel: bool) -> npt.NDArray[np.float32]:
+    """Return the softmax of each row, or of many labels the sigmoid of each logit, in float32."""
+    values = torch.from_numpy(logits)
+    return (torch.sigmoid(values) if multilabel else torch.softmax(values, dim=1)).numpy()
 
 
-def log_probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the logarithm of the softmax of each row, in float32."""
-    return torch.log_softmax(torch.from_numpy(logits), dim=1).numpy()
+def log_probabilities(logits: npt.NDArray[np.float32], *, multilabel: bool) -> npt.NDArray[np.float32]:
+    """Return the logarithm of `probabilities`, in float32, without passing through the probabilities."""
+    values = torch.from_numpy(logits)
+    return (torch.nn.functional.logsigmoid(values) if multilabel else torch.log_softmax(values, dim=1)).numpy()

@@ -1,15 +1,13 @@
-"""What the caller passes, turned into texts, targets and weights; every error about data is raised here."""
+"""What the caller passes as X, turned into texts; every error about texts is raised here."""
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import narwhals as nw
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import issparse
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d
 
 LONGEST_QUOTE = 40
 
@@ -44,14 +42,17 @@ class Texts:
         """Whether each row holds two texts."""
         return self.second is not None
 
+    def take(self, rows: npt.NDArray[np.int64]) -> "Texts":
+        """Return some of the texts, in the order of `rows`."""
+        return replace(
+            self,
+            first=[self.first[row] for row in rows],
+            second=None if self.second is None else [self.second[row] for row in rows],
+        )
 
-@dataclass(frozen=True)
-class LabelledTexts:
-    """Texts with the class (position among the sorted classes) and the weight (mean one) of each."""
-
-    texts: Texts
-    targets: npt.NDArray[np.int64]
-    weights: npt.NDArray[np.float32]
+    def as_list(self) -> list[str] | list[tuple[str, str]]:
+        """Return what `read_texts` reads: a list of texts, or of tuples of two."""
+        return self.first if self.second is None else list(zip(self.first, self.second, strict=True))
 
 
 def read_texts(X: Any, *, name: str = "X") -> Texts:
@@ -78,96 +79,6 @@ def read_texts(X: Any, *, name: str = "X") -> Texts:
         _check_items(texts.first, name, ", 0")
         _check_items(texts.second, name, ", 1")
     return texts
-
-
-def read_labels(y: Any, *, n_texts: int, name: str = "y", texts_name: str = "X") -> npt.NDArray[Any]:
-    """Check the labels, one a text, and return them as a 1-D array of the dtype in which they came.
-
-    Raises
-    ------
-    ValueError
-        If labels are missing, of mixed types, continuous, not 1-D, or not as many as there are texts.
-    TypeError
-        If a label is bytes.
-    """
-    if y is None:
-        raise ValueError(f"This BertSequenceClassifier estimator requires {name} to be passed, but it is None.")
-    if isinstance(y, (str, bytes, Mapping, Set)) or np.isscalar(y):
-        raise ValueError(f"{name} is a {type(y).__name__}, but one label a text is needed. Pass a list or an array.")
-    if isinstance(y, (list, tuple)):
-        _check_label_types(list(y), name)
-    elif hasattr(y, "to_numpy") and not hasattr(y, "to_pylist"):
-        y = y.to_numpy()
-    # scikit-learn knows no StringDType, whose labels are classes whatever they say.
-    are_strings = getattr(getattr(y, "dtype", None), "kind", "") == "T"
-    labels: npt.NDArray[Any] = np.ravel(y) if are_strings and y.ndim == 1 else column_or_1d(y, warn=True)
-    if labels.dtype.kind == "S":
-        raise TypeError(f"{name} holds bytes, but a label must be str, int, bool or float. Decode the labels first.")
-    if labels.dtype.kind in "OTmM":
-        _check_label_types(list(labels), name)
-        if labels.dtype.kind == "O" and not any(isinstance(label, str) for label in labels[:1]):
-            labels = np.asarray(labels.tolist())
-    elif labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        row = int(np.argmin(np.isfinite(labels)))
-        raise ValueError(
-            f"{name}[{row}] is {labels[row]}, but every text needs a label, and a label must be finite. "
-            "Drop the texts without one."
-        )
-    if len(labels) != n_texts:
-        raise ValueError(
-            f"{texts_name} has {n_texts} texts and {name} has {len(labels)} labels: "
-            "found input variables with inconsistent numbers of samples. Pass one label a text."
-        )
-    if not are_strings:
-        check_classification_targets(labels)
-    return labels
-
-
-def targets_of(labels: npt.NDArray[Any], classes: npt.NDArray[Any], *, name: str) -> npt.NDArray[np.int64]:
-    """Return the position of each label among the sorted classes.
-
-    Raises
-    ------
-    ValueError
-        If a label is not among the classes.
-    """
-    unknown = ~np.isin(labels, classes)
-    if unknown.any():
-        row = int(np.argmax(unknown))
-        raise ValueError(
-            f"{name}[{row}] is {_quote(labels[row])}, a class that y does not hold. "
-            "Drop those rows, or add texts of that class to the training data."
-        )
-    return np.searchsorted(classes, labels).astype(np.int64)
-
-
-def read_weights(sample_weight: Any, *, n_texts: int) -> npt.NDArray[np.float32]:
-    """Check the weights of the texts and scale them to a mean of one; None weighs all texts alike.
-
-    Raises
-    ------
-    ValueError
-        If the weights are not one a text, not finite, negative, or all zero.
-    """
-    if sample_weight is None:
-        return np.ones(n_texts, dtype=np.float32)
-    try:
-        weights: npt.NDArray[np.float64] = np.asarray(sample_weight, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"sample_weight must hold one number a text, but: {error}. Pass numbers.") from error
-    if weights.shape not in {(), (n_texts,)}:
-        raise ValueError(f"sample_weight.shape == {weights.shape}, expected {(n_texts,)}: pass one weight a text.")
-    weights = np.broadcast_to(weights, n_texts)
-    if not (np.isfinite(weights) & (weights >= 0)).all():
-        row = int(np.argmin(np.isfinite(weights) & (weights >= 0)))
-        raise ValueError(
-            f"sample_weight[{row}] is {weights[row]}, but weights must be finite numbers and none may be negative "
-            "(negative values in data passed to `sample_weight`). Use 0 to leave a text out."
-        )
-    if not weights.any():
-        raise ValueError("All values of sample_weight are zero: at least one text needs a positive weight.")
-    weights = weights / weights.max()
-    return np.asarray(weights / weights.mean(), dtype=np.float32)
 
 
 def _unpacked(X: Any, name: str) -> Texts:
@@ -214,11 +125,11 @@ def _transposed(rows: list[Any], name: str) -> list[list[Any]]:
     """Return the columns of a list of equally long rows."""
     width = len(rows[0])
     for position, row in enumerate(rows):
-        if _is_missing(row):
+        if is_missing(row):
             _refuse_item(row, f"{name}[{position}]")
         if not isinstance(row, (list, tuple, np.ndarray)):
             raise TypeError(
-                f"{name}[{position}] is {_described(row)}, but {name}[0] is a row of {width} texts. "
+                f"{name}[{position}] is {described(row)}, but {name}[0] is a row of {width} texts. "
                 "Pass single texts or pairs, not both."
             )
         if len(row) != width:
@@ -257,55 +168,37 @@ def _check_items(items: list[Any], name: str, column: str) -> None:
             except UnicodeEncodeError as error:
                 where = f"{name}[{row}{column}]"
                 raise ValueError(
-                    f"{where} is {_quote(item)}, which holds a lone surrogate at character {error.start}, but a text "
+                    f"{where} is {quote(item)}, which holds a lone surrogate at character {error.start}, but a text "
                     "must be valid unicode. Decode the source with the right encoding, or replace it."
                 ) from error
 
 
 def _refuse_item(item: Any, where: str) -> None:
-    if _is_missing(item):
+    if is_missing(item):
         raise ValueError(
-            f"{where} is {_described(item)}, but every text must be a str. Replace missing texts by '' or drop them."
+            f"{where} is {described(item)}, but every text must be a str. Replace missing texts by '' or drop them."
         )
     if isinstance(item, (bytes, bytearray)):
-        raise TypeError(f"{where} is {_described(item)}, but every text must be a str. Decode it first: text.decode().")
+        raise TypeError(f"{where} is {described(item)}, but every text must be a str. Decode it first: text.decode().")
     raise TypeError(
-        f"{where} is {_described(item)}, but every text must be a str. Convert it yourself if its characters are "
+        f"{where} is {described(item)}, but every text must be a str. Convert it yourself if its characters are "
         "what you want to classify."
     )
 
 
-def _check_label_types(labels: list[Any], name: str) -> None:
-    """Raise if labels are missing, bytes, or a mixture of str and other types."""
-    first_is_str: bool | None = None
-    for row, label in enumerate(labels):
-        if _is_missing(label):
-            raise ValueError(
-                f"{name}[{row}] is {_described(label)}, but every text needs a label. Drop the texts without one."
-            )
-        if isinstance(label, bytes):
-            raise TypeError(f"{name}[{row}] is {_described(label)}, but a label must not be bytes. Decode it first.")
-        if first_is_str is None:
-            first_is_str = isinstance(label, str)
-        elif isinstance(label, str) != first_is_str:
-            raise ValueError(
-                f"{name}[{row}] is {_described(label)}, but {name}[0] is {_described(labels[0])}: labels must be of "
-                "one type that sorts. Convert them all to str or all to int."
-            )
-
-
-def _is_missing(item: Any) -> bool:
+def is_missing(item: Any) -> bool:
     """Tell None, NaN, NaT and pandas.NA from values."""
     if item is None or type(item).__name__ in {"NAType", "NaTType"}:
         return True
     return isinstance(item, (float, np.floating, np.datetime64, np.timedelta64)) and bool(item != item)
 
 
-def _described(item: Any) -> str:
-    return f"{type(item).__name__} ({_quote(item)})"
+def described(item: Any) -> str:
+    """Return type and value of an item, for an error."""
+    return f"{type(item).__name__} ({quote(item)})"
 
 
-def _quote(item: Any) -> str:
+def quote(item: Any) -> str:
     """Return at most 40 characters of an item, escaped where they don't print."""
     text = ascii(item[:LONGEST_QUOTE]) if isinstance(item, (str, bytes, bytearray)) else ascii(item)
     return text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 3] + "..."

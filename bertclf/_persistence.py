@@ -30,8 +30,10 @@ class InconsistentBertclfVersionWarning(InconsistentVersionWarning):
         )
 
 
-def to_state(network: Network, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return a network and a tokenizer as str and bytes, independent of the device they were on.
+def to_state(
+    network: Network, tokenizer: PreTrainedTokenizerBase, *, optimizer_state: dict[str, torch.Tensor] | None
+) -> dict[str, Any]:
+    """Return a network, a tokenizer and the state of an optimiser as str and bytes, wherever they were.
 
     The files of the tokenizer pass through a temporary folder, since transformers writes them to a folder only.
     """
@@ -44,11 +46,12 @@ def to_state(network: Network, tokenizer: PreTrainedTokenizerBase) -> dict[str, 
         "pooling": pooling,
         "weights": save(_untied(network.state_dict())),
         "tokenizer": files,
+        "optimizer": None if optimizer_state is None else save(_untied(optimizer_state)),
     }
 
 
-def from_state(state: dict[str, Any]) -> Checkpoint:
-    """Rebuild the network, on the CPU, and the tokenizer from what `to_state` returned."""
+def from_state(state: dict[str, Any]) -> tuple[Checkpoint, dict[str, torch.Tensor] | None]:
+    """Rebuild network, tokenizer and state of the optimiser, all on the CPU, from what `to_state` returned."""
     network = build_network(
         AutoConfig.for_model(**json.loads(state["config"])), state["pooling"], load(state["weights"])
     )
@@ -56,7 +59,8 @@ def from_state(state: dict[str, Any]) -> Checkpoint:
         for name, content in state["tokenizer"].items():
             (Path(folder) / name).write_bytes(content)
         tokenizer = load_tokenizer(Path(folder))
-    return Checkpoint(network, tokenizer)
+    optimizer = state["optimizer"]
+    return Checkpoint(network, tokenizer), None if optimizer is None else load(optimizer)
 
 
 def _untied(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

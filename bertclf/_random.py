@@ -20,6 +20,14 @@ def draw_seed(random_state: int | np.random.RandomState | None) -> int:
     return int(source.randint(np.iinfo(np.int32).max))
 
 
+def seed_of_part(seed: int, *, part: int) -> int:
+    """Return the seed of one of several trainings that go on from each other; the first has the seed itself.
+
+    Otherwise an int as `random_state` would give each of them the same order and the same dropout.
+    """
+    return seed if part == 0 else int(np.random.default_rng([seed, part]).integers(np.iinfo(np.int32).max))
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's generators of the CPU and of `device`, and restore their states on the way out.
@@ -27,16 +35,22 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     Dropout and initialisation draw from torch's global generators, so one fit at a time may hold them: fits started in
     several threads of one process run one after the other, each with its own reproducible stream.
     """
-    with _BORROWED:
-        host_state = torch.get_rng_state()
-        device_state = _get_state(device)
-        try:
-            torch.default_generator.manual_seed(seed)
-            _seed_device(seed, device)
-            yield
-        finally:
-            torch.set_rng_state(host_state)
-            _set_state(device, device_state)
+    with _BORROWED, undisturbed(device):
+        torch.default_generator.manual_seed(seed)
+        _seed_device(seed, device)
+        yield
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Restore the states of torch's generators of the CPU and of `device` on the way out."""
+    host_state = torch.get_rng_state()
+    device_state = _get_state(device)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(host_state)
+        _set_state(device, device_state)
 
 
 def _get_state(device: torch.device) -> torch.Tensor | None:

@@ -135,8 +135,17 @@ def resolve_max_length(
     return max_length
 
 
-def truncation_report(cut: dict[int, int], targets: npt.NDArray[np.int64], classes: npt.NDArray[Any]) -> dict[str, Any]:
+def truncation_report(cut: dict[int, int], targets: npt.NDArray[Any], classes: npt.NDArray[Any]) -> dict[str, Any]:
     """Count the texts and the tokens that truncation cut, in all and per class.
+
+    Parameters
+    ----------
+    cut : dict of int to int
+        Number of tokens that were cut, for each text that was.
+    targets : ndarray of shape (n_texts,) or (n_texts, n_classes)
+        Position of the class of each text; or where a text can have any number of labels, one for those that it has.
+    classes : ndarray of shape (n_classes,)
+        The labels.
 
     Returns
     -------
@@ -145,9 +154,13 @@ def truncation_report(cut: dict[int, int], targets: npt.NDArray[np.int64], class
     """
     rows = np.fromiter(cut.keys(), dtype=np.int64, count=len(cut))
     tokens = np.fromiter(cut.values(), dtype=np.int64, count=len(cut))
-    texts_by_class = np.bincount(targets[rows], minlength=len(classes))
-    tokens_by_class = np.zeros(len(classes), dtype=np.int64)
-    np.add.at(tokens_by_class, targets[rows], tokens)
+    if targets.ndim == 1:
+        texts_by_class = np.bincount(targets[rows], minlength=len(classes))
+        tokens_by_class = np.zeros(len(classes), dtype=np.int64)
+        np.add.at(tokens_by_class, targets[rows], tokens)
+    else:
+        members = targets[rows].astype(np.int64)
+        texts_by_class, tokens_by_class = members.sum(axis=0), tokens @ members
     per_class = {
         label: {"texts": n_texts, "tokens": n_tokens}
         for label, n_texts, n_tokens in zip(

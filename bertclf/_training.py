@@ -1,8 +1,8 @@
-"""The training loop: optimiser, schedule, steps, and what each epoch leaves in the history."""
+"""The training loop: optimiser, schedule, steps, early stopping, and what each epoch leaves in the history."""
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from tqdm.auto import tqdm
 from transformers import SchedulerType, get_scheduler
 
 from bertclf._batches import padded_batch, random_batches, to_device
+from bertclf._callbacks import Task
 from bertclf._device import Compute
 from bertclf._inference import predict_logits
 from bertclf._network import Network
+from bertclf._random import undisturbed
 from bertclf._tokens import TokenStore
 
 # Reading a loss makes the host wait for a GPU, so losses are looked at this rarely.
@@ -31,9 +33,17 @@ LOSS_SCHEDULES = {"reduce_lr_on_plateau", "greedy"}
 FLOOR, DECAY_SHARE = 0.1, 0.1
 
 
+# State of an optimiser by name of weight and quantity, such as "classifier.bias:exp_avg".
+OptimizerState = dict[str, torch.Tensor]
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train; the names are those of the classifier's parameters, all resolved to numbers."""
+    """How to train; the names are those of the classifier's parameters, all resolved to numbers.
+
+    `n_iter_no_change` is None without early stopping; `watches_loss` tells whether early stopping looks at the
+    validation loss or at the validation score.
+    """
 
     epochs: int
     batch_size: int
@@ -43,48 +53,93 @@ class TrainingSettings:
     weight_decay: float
     max_grad_norm: float | None
     label_smoothing: float
+    n_iter_no_change: int | None = None
+    watches_loss: bool = True
 
 
 @dataclass(frozen=True)
 class LabelledTokens:
-    """Tokens with the class (position among the classes) and the weight (mean one) of each text."""
+    """Tokens with the targets of each text and its weight in the loss, which is one in the mean.
+
+    Targets are the positions of classes, int64 of shape (n_texts,), or of many labels a float32 matrix of zeros and
+    ones, of shape (n_texts, n_labels). Weights are float32, of the same shape.
+    """
 
     tokens: TokenStore
-    targets: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64] | npt.NDArray[np.float32]
     weights: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What to measure after each epoch: the loss on some texts, and the score that their logits get."""
+
+    labelled: LabelledTokens
+    score: Callable[[npt.NDArray[np.float32]], float]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training leaves beside the weights of the network.
+
+    Attributes
+    ----------
+    history : list of dict
+        One row an epoch, see `BertSequenceClassifier.history_`.
+    best_epoch : int or None
+        Epoch, counted from 1, whose weights the network has after early stopping; None without it.
+    optimizer_state : dict of str to Tensor
+        What AdamW remembers of the gradients, to train on from here.
+    """
+
+    history: list[dict[str, Any]]
+    best_epoch: int | None
+    optimizer_state: OptimizerState
 
 
 def train(
     network: Network,
     training: LabelledTokens,
     *,
-    validation: LabelledTokens | None,
+    validation: Validation | None,
     settings: TrainingSettings,
     compute: Compute,
     generator: np.random.Generator,
+    task: Task,
+    snapshot: Callable[[], dict[str, Any]] | None = None,
+    optimizer_state: OptimizerState | None = None,
     verbose: bool,
-) -> list[dict[str, Any]]:
+) -> Trained:
     """Fine-tune a network in place and leave it in evaluation mode.
 
     Parameters
     ----------
     network : Network
         Called like a sequence-classification model of transformers; it must be on the device of `compute`.
-    training, validation : LabelledTokens
-        What to learn from, and what to measure on after each epoch; None measures nothing.
+    training : LabelledTokens
+        What to learn from.
+    validation : Validation or None
+        What to measure after each epoch; None measures nothing. Early stopping needs it.
     settings : TrainingSettings
         How to train.
     compute : Compute
         Device and precision.
     generator : numpy.random.Generator
         Source of the order of the texts.
+    task : Task
+        The fit, as callbacks follow it; they may end an epoch or the training.
+    snapshot : callable or None
+        What a callback can ask for after an epoch, see `Task`.
+    optimizer_state : dict or None
+        What AdamW remembers from an earlier training of this network; None begins anew.
     verbose : bool
         Whether to show a progress bar and a line per epoch.
 
     Returns
     -------
-    list of dict
-        One row an epoch, see `BertSequenceClassifier.history_`.
+    Trained
+        History, best epoch, and the state of the optimiser. With early stopping the network has the weights of the
+        best epoch.
 
     Raises
     ------
@@ -93,38 +148,54 @@ def train(
     """
     steps_per_epoch = math.ceil(len(training.tokens) / settings.batch_size)
     n_steps = settings.epochs * steps_per_epoch
-    optimization = _Optimization(network, settings, n_steps=n_steps, compute=compute)
+    optimization = _Optimization(network, settings, n_steps=n_steps, compute=compute, state=optimizer_state)
+    best = None if settings.n_iter_no_change is None else _BestWeights()
     history: list[dict[str, Any]] = []
+    step = 0
     with tqdm(total=n_steps, unit="step", disable=not verbose) as bar:
         for epoch in range(1, settings.epochs + 1):
-            start = time.perf_counter()
-            loss = _train_epoch(
-                network,
-                training,
-                optimization=optimization,
-                batches=random_batches(training.tokens.lengths, batch_size=settings.batch_size, generator=generator),
-                compute=compute,
-                epoch=epoch,
-                bar=bar,
-            )
-            trained = time.perf_counter()
-            network.eval()
-            validation_loss, validation_score = _measure(network, validation, compute=compute)
-            row = {
-                "epoch": epoch,
-                "step": epoch * steps_per_epoch,
-                "training_loss": loss,
-                "validation_loss": validation_loss,
-                "validation_score": validation_score,
-                "training_seconds": trained - start,
-                "validation_seconds": None if validation is None else time.perf_counter() - trained,
-            }
-            optimization.end_epoch(loss if validation_loss is None else validation_loss)
-            if verbose:
-                bar.write(_line(row, settings.epochs))
-            history.append(row)
+            with task.epoch(n_batches=steps_per_epoch, snapshot=snapshot) as epoch_task:
+                start = time.perf_counter()
+                loss, steps = _train_epoch(
+                    network,
+                    training,
+                    optimization=optimization,
+                    batches=random_batches(
+                        training.tokens.lengths, batch_size=settings.batch_size, generator=generator
+                    ),
+                    compute=compute,
+                    epoch=epoch,
+                    task=epoch_task,
+                    bar=bar,
+                )
+                step += steps
+                trained = time.perf_counter()
+                network.eval()
+                validation_loss, validation_score = _measure(network, validation, compute=compute)
+                history.append(
+                    {
+                        "epoch": epoch,
+                        "step": step,
+                        "training_loss": loss,
+                        "validation_loss": validation_loss,
+                        "validation_score": validation_score,
+                        "training_seconds": trained - start,
+                        "validation_seconds": None if validation is None else time.perf_counter() - trained,
+                    }
+                )
+                optimization.end_epoch(loss if validation_loss is None else validation_loss)
+                if verbose:
+                    bar.write(_line(history[-1], settings.epochs))
+            if best is not None and validation_loss is not None and validation_score is not None:
+                best.see(network, -validation_loss if settings.watches_loss else validation_score, epoch=epoch)
+                if epoch - best.epoch == settings.n_iter_no_change:
+                    break
+            if epoch_task.is_last:
+                break
+    if best is not None:
+        best.restore(network)
     _check_weights(network)
-    return history
+    return Trained(history, None if best is None else best.epoch, optimization.state)
 
 
 def make_optimizer(network: Network, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
@@ -138,15 +209,52 @@ def make_optimizer(network: Network, *, learning_rate: float, weight_decay: floa
 def classification_loss(
     logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, *, label_smoothing: float
 ) -> torch.Tensor:
-    """Return the mean over the texts of weight times cross-entropy, in float32."""
-    losses = cross_entropy(logits.float(), targets, reduction="none", label_smoothing=label_smoothing)
+    """Return the mean of weight times cross-entropy, in float32.
+
+    Of targets in one dimension it is the cross-entropy of the softmax, a mean over the texts; of an indicator matrix
+    that of the sigmoid of each logit, a mean over texts and labels, where smoothing spreads over yes and no.
+    """
+    logits = logits.float()
+    if targets.ndim == 2:
+        smooth = targets * (1 - label_smoothing) + label_smoothing / 2
+        losses = binary_cross_entropy_with_logits(logits, smooth, reduction="none")
+    else:
+        losses = cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
     return (losses * weights).mean()
+
+
+class _BestWeights:
+    """The weights of the best epoch so far, kept in the memory of the host."""
+
+    def __init__(self) -> None:
+        self.value = -math.inf
+        self.epoch = 0
+        self._weights: dict[str, torch.Tensor] = {}
+
+    def see(self, network: Network, value: float, *, epoch: int) -> None:
+        """Keep the weights of an epoch if no earlier one was as good; a NaN is as bad as can be."""
+        if not self.epoch or value > self.value:
+            self.value = -math.inf if math.isnan(value) else value
+            self.epoch = epoch
+            self._weights = {name: weight.to("cpu", copy=True) for name, weight in network.state_dict().items()}
+
+    def restore(self, network: Network) -> None:
+        """Give the network the weights of the best epoch."""
+        network.load_state_dict(self._weights)
 
 
 class _Optimization:
     """AdamW, the course of its learning rate, and the clipping and scaling of gradients."""
 
-    def __init__(self, network: Network, settings: TrainingSettings, *, n_steps: int, compute: Compute) -> None:
+    def __init__(
+        self,
+        network: Network,
+        settings: TrainingSettings,
+        *,
+        n_steps: int,
+        compute: Compute,
+        state: OptimizerState | None,
+    ) -> None:
         self.network = network
         self.label_smoothing = settings.label_smoothing
         self.max_grad_norm = settings.max_grad_norm
@@ -154,8 +262,25 @@ class _Optimization:
         self.optimizer = make_optimizer(
             network, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        self._remember(state or {})
         self.schedule = _make_schedule(self.optimizer, settings, n_steps=n_steps)
         self.scaler = compute.gradient_scaler()
+
+    @property
+    def state(self) -> OptimizerState:
+        """What AdamW remembers, by name of weight and quantity."""
+        return {
+            f"{name}:{quantity}": value
+            for name, weight in self.network.named_parameters()
+            for quantity, value in self.optimizer.state.get(weight, {}).items()
+        }
+
+    def _remember(self, state: OptimizerState) -> None:
+        """Take up a copy of what AdamW remembered."""
+        weights = dict(self.network.named_parameters())
+        for key, value in state.items():
+            name, quantity = key.rsplit(":", 1)
+            self.optimizer.state[weights[name]][quantity] = value.to(weights[name].device, copy=True)
 
     @property
     def learning_rate(self) -> float:
@@ -188,29 +313,34 @@ def _train_epoch(
     batches: Iterable[npt.NDArray[np.int64]],
     compute: Compute,
     epoch: int,
+    task: Task,
     bar: Any,
-) -> float:
-    """Take one step for each batch of an epoch and return the mean training loss over its texts."""
+) -> tuple[float, int]:
+    """Take one step for each batch of an epoch; return the mean training loss over its texts, and the steps taken."""
     network.train()
-    summed = torch.zeros((), device=compute.device)
+    summed, n_texts = torch.zeros((), device=compute.device), 0
     unchecked: list[tuple[torch.Tensor, float]] = []
     step = 0
     for step, rows in enumerate(batches, start=1):
-        batch = padded_batch(training.tokens, rows, pad_id=network.config.pad_token_id, device=compute.device)
-        targets = to_device(training.targets[rows], compute.device)
-        weights = to_device(training.weights[rows], compute.device)
-        with compute.autocast():
-            logits = network(**batch).logits
-        loss = classification_loss(logits, targets, weights, label_smoothing=optimization.label_smoothing)
-        unchecked.append((loss.detach(), optimization.learning_rate))
-        summed += loss.detach() * len(rows)
-        optimization.step(loss)
+        with task.batch() as batch_task:
+            batch = padded_batch(training.tokens, rows, pad_id=network.config.pad_token_id, device=compute.device)
+            targets = to_device(training.targets[rows], compute.device)
+            weights = to_device(training.weights[rows], compute.device)
+            with compute.autocast():
+                logits = network(**batch).logits
+            loss = classification_loss(logits, targets, weights, label_smoothing=optimization.label_smoothing)
+            unchecked.append((loss.detach(), optimization.learning_rate))
+            summed += loss.detach() * len(rows)
+            n_texts += len(rows)
+            optimization.step(loss)
         if len(unchecked) == STEPS_BETWEEN_CHECKS:
             _check_losses(unchecked, epoch=epoch, last_step=step)
             unchecked.clear()
         bar.update()
+        if batch_task.is_last:
+            break
     _check_losses(unchecked, epoch=epoch, last_step=step)
-    return float(summed) / len(training.tokens)
+    return float(summed) / n_texts, step
 
 
 def check_schedule(name: str) -> None:
@@ -240,19 +370,21 @@ def _make_schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings,
 
 
 def _measure(
-    network: Network, validation: LabelledTokens | None, *, compute: Compute
+    network: Network, validation: Validation | None, *, compute: Compute
 ) -> tuple[float, float] | tuple[None, None]:
-    """Return the mean cross-entropy, without smoothing, and the accuracy on the validation texts."""
+    """Return the weighted mean of the cross-entropy, without smoothing, and the score on the validation texts."""
     if validation is None:
         return None, None
-    logits = predict_logits(network, validation.tokens, compute=compute)
+    labelled = validation.labelled
+    logits = predict_logits(network, labelled.tokens, compute=compute)
     loss = classification_loss(
         torch.from_numpy(logits),
-        torch.from_numpy(validation.targets),
-        torch.from_numpy(validation.weights),
+        torch.from_numpy(labelled.targets),
+        torch.from_numpy(labelled.weights),
         label_smoothing=0.0,
     )
-    return float(loss), float(np.mean(logits.argmax(axis=1) == validation.targets))
+    with undisturbed(compute.device):
+        return float(loss), validation.score(logits)
 
 
 def _check_losses(losses: list[tuple[torch.Tensor, float]], *, epoch: int, last_step: int) -> None:
@@ -282,5 +414,5 @@ def _line(row: dict[str, Any], epochs: int) -> str:
     """Return what is shown after an epoch."""
     line = f"epoch {row['epoch']}/{epochs}  training loss {row['training_loss']:.4f}"
     if row["validation_loss"] is not None:
-        line += f"  validation loss {row['validation_loss']:.4f}  accuracy {row['validation_score']:.4f}"
+        line += f"  validation loss {row['validation_loss']:.4f}  validation score {row['validation_score']:.4f}"
     return f"{line}  {row['training_seconds']:.1f} s"

@@ -21,7 +21,14 @@ from bertclf import BertSequenceClassifier
 from bertclf._checkpoint import _quiet, load_checkpoint
 from bertclf._network import PooledClassifier, output_layer
 
-DEFAULTS = {"revision": None, "labels": ["a", "b"], "pooling": "auto", "dropout": None, "verbose": False}
+DEFAULTS = {
+    "multilabel": False,
+    "revision": None,
+    "labels": ["a", "b"],
+    "pooling": "auto",
+    "dropout": None,
+    "verbose": False,
+}
 
 
 @pytest.fixture

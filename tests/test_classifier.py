@@ -17,6 +17,7 @@ from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.estimator_checks import check_estimator
 
 from bertclf import BertSequenceClassifier
+from bertclf._training import Trained
 
 PARAMETERS = list(inspect.signature(BertSequenceClassifier).parameters)
 
@@ -154,8 +155,14 @@ OUT_OF_RANGE = {
     "dropout": [-0.1, 1.0],
     "pooling": ["max", None],
     "max_length": [0, 12.5],
+    "class_weight": ["balance", 3],
+    "early_stopping": [1, None],
+    "validation_fraction": [0.0, 1.0, None],
+    "n_iter_no_change": [0, 1.5],
+    "scoring": [3, ["accuracy"]],
     "precision": ["float64", None],
     "device": [None, 0],
+    "warm_start": [1, None],
     "random_state": ["seed", -1],
     "verbose": [-1, "yes"],
 }
@@ -204,9 +211,13 @@ def test_max_length_must_fit_the_checkpoint_and_leave_room_for_the_text(checkpoi
 
 def test_auto_epochs_and_rate_follow_data_and_network(checkpoint, monkeypatch):
     chosen = []
-    monkeypatch.setattr(
-        "bertclf._training.train", lambda *args, settings, **kwargs: chosen.append(settings) or [{"training_loss": 0.0}]
-    )
+    row = {"training_loss": 0.0, "validation_score": None}
+
+    def train(*args, settings, **kwargs):
+        chosen.append(settings)
+        return Trained(history=[row], best_epoch=None, optimizer_state={})
+
+    monkeypatch.setattr("bertclf._training.train", train)
     BertSequenceClassifier(checkpoint, random_state=0).fit(TEXTS, LABELS)
     BertSequenceClassifier(checkpoint, random_state=0, epochs=5, learning_rate=3e-4).fit(TEXTS, LABELS)
     assert [(settings.epochs, settings.learning_rate) for settings in chosen] == [(20, 1e-4), (5, 3e-4)]
@@ -219,7 +230,10 @@ def test_auto_epochs_and_rate_follow_data_and_network(checkpoint, monkeypatch):
         ({"y_val": LABELS}, "y_val was passed without X_val"),
         ({"X_val": TEXTS, "y_val": LABELS[:-1]}, "X_val has 14 texts and y_val has 13 labels"),
         ({"X_val": ["a", None], "y_val": LABELS[:2]}, r"X_val\[1\] is NoneType"),
-        ({"X_val": ["a"], "y_val": ["new"]}, r"y_val\[0\] is 'new', a class that y does not hold"),
+        (
+            {"X_val": ["a"], "y_val": ["new"]},
+            r"y_val\[0\] is 'new', a class that is not among the classes of the training",
+        ),
         ({"X_val": [("a", "b")], "y_val": ["fresh"]}, "X_val holds pairs, but X holds single texts"),
     ],
 )

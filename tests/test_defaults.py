@@ -1,6 +1,6 @@
 import pytest
 
-from bertclf._defaults import automatic_settings
+from bertclf._defaults import automatic_epochs, automatic_learning_rate
 
 
 @pytest.mark.parametrize(
@@ -16,9 +16,9 @@ from bertclf._defaults import automatic_settings
     ],
 )
 def test_little_data_gets_300_steps_within_3_to_20_epochs(n_texts, batch_size, epochs):
-    assert automatic_settings(n_texts=n_texts, batch_size=batch_size, width=768)[0] == epochs
+    assert automatic_epochs(n_texts=n_texts, batch_size=batch_size) == epochs
 
 
 @pytest.mark.parametrize(("width", "learning_rate"), [(384, 1e-4), (768, 5e-5), (1024, 2e-5), (4096, 2e-5)])
 def test_the_learning_rate_falls_with_the_width_of_the_network(width, learning_rate):
-    assert automatic_settings(n_texts=100, batch_size=32, width=width)[1] == learning_rate
+    assert automatic_learning_rate(width) == learning_rate

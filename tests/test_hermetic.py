@@ -83,7 +83,7 @@ def test_verbose_shows_a_bar_and_a_line_per_epoch(checkpoint, capfd):
     out, err = capfd.readouterr()
     lines = out.splitlines()
     assert [line[:9] for line in lines] == ["epoch 1/2", "epoch 2/2"]
-    assert all("training loss" in line and "validation loss" in line and "accuracy" in line for line in lines)
+    assert all("training loss" in line and "validation loss" in line and "validation score" in line for line in lines)
     assert "2/2" in err
 
 

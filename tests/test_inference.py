@@ -50,9 +50,9 @@ def test_no_gradient_is_kept(clf):
 
 def test_softmax_stays_in_float32_and_survives_large_logits():
     logits = np.array([[1000.0, -1000.0], [0.0, 0.0]], dtype=np.float32)
-    assert probabilities(logits).dtype == np.float32
-    np.testing.assert_allclose(probabilities(logits), [[1, 0], [0.5, 0.5]])
-    np.testing.assert_allclose(log_probabilities(logits), [[0, -2000], [np.log(0.5)] * 2], rtol=1e-6)
+    assert probabilities(logits, multilabel=False).dtype == np.float32
+    np.testing.assert_allclose(probabilities(logits, multilabel=False), [[1, 0], [0.5, 0.5]])
+    np.testing.assert_allclose(log_probabilities(logits, multilabel=False), [[0, -2000], [np.log(0.5)] * 2], rtol=1e-6)
 
 
 def test_a_lower_precision_network_still_answers_in_float32(checkpoint):

@@ -54,7 +54,13 @@ def tokenizers(checkpoints: Callable[[str], Path]) -> Callable[[str], Tokenizer]
     def tokenizer_of(name: str) -> Tokenizer:
         if name not in loaded:
             checkpoint = load_checkpoint(
-                checkpoints(name), revision=None, labels=["a", "b"], pooling="auto", dropout=None, verbose=False
+                checkpoints(name),
+                revision=None,
+                labels=["a", "b"],
+                multilabel=False,
+                pooling="auto",
+                dropout=None,
+                verbose=False,
             )
             loaded[name] = checkpoint.tokenizer
         return loaded[name]

@@ -10,11 +10,12 @@ from conftest import LABELS, TEXTS
 from torch.nn.functional import cross_entropy
 
 from bertclf import BertSequenceClassifier, _training
+from bertclf._callbacks import Silence, Task
 from bertclf._checkpoint import load_checkpoint
 from bertclf._classifier import BertSequenceClassifier as Classifier
 from bertclf._device import Compute
 from bertclf._tokens import tokenize
-from bertclf._training import LabelledTokens, TrainingSettings, classification_loss, make_optimizer, train
+from bertclf._training import LabelledTokens, TrainingSettings, Validation, classification_loss, make_optimizer, train
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 SCHEDULES = sorted(next(iter(Classifier._parameter_constraints["lr_schedule"])).options)
@@ -26,7 +27,13 @@ def loaded(checkpoint):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return load_checkpoint(
-            checkpoint, revision=None, labels=["fresh", "rotten"], pooling="auto", dropout=0.0, verbose=False
+            checkpoint,
+            revision=None,
+            labels=["fresh", "rotten"],
+            multilabel=False,
+            pooling="auto",
+            dropout=0.0,
+            verbose=False,
         )
 
 
@@ -49,7 +56,11 @@ def settings(**changes):
     return TrainingSettings(**(defaults | changes))
 
 
-def run(loaded, training=None, *, validation=None, compute=CPU, **changes):
+def run(loaded, training=None, **changes):
+    return trained(loaded, training, **changes).history
+
+
+def trained(loaded, training=None, *, validation=None, compute=CPU, state=None, task=None, **changes):
     return train(
         loaded.network,
         training or labelled(loaded),
@@ -57,6 +68,8 @@ def run(loaded, training=None, *, validation=None, compute=CPU, **changes):
         settings=settings(**changes),
         compute=compute,
         generator=np.random.default_rng(0),
+        task=task or Task(Silence(), {}),
+        optimizer_state=state,
         verbose=False,
     )
 
@@ -107,7 +120,13 @@ def test_every_schedule_trains(loaded, rates, schedule):
 
 def test_the_rate_falls_on_a_plateau_of_the_validation_loss(loaded, rates, monkeypatch):
     monkeypatch.setattr(_training, "_measure", lambda *args, **kwargs: (1.0, 0.5))
-    run(loaded, validation=labelled(loaded), lr_schedule="reduce_lr_on_plateau", epochs=13, batch_size=len(TEXTS))
+    run(
+        loaded,
+        validation=Validation(labelled(loaded), lambda logits: 0.5),
+        lr_schedule="reduce_lr_on_plateau",
+        epochs=13,
+        batch_size=len(TEXTS),
+    )
     assert rates[:12] == [1e-3] * 12
     assert rates[12] == pytest.approx(1e-4)
 

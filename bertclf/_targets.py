@@ -1,0 +1,428 @@
+"""What the caller passes as y and as weights, turned into targets; every error about them is raised here."""
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import issparse
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d
+
+from bertclf._inputs import Texts, described, is_missing, quote
+
+Targets = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What a text can be labelled with.
+
+    Attributes
+    ----------
+    values : ndarray of shape (n_classes,)
+        The sorted labels; of an indicator matrix the positions of its columns.
+    indicator_dtype : dtype or None
+        Type of the indicator matrix of a multi-label problem, None if each text has one label.
+    """
+
+    values: npt.NDArray[Any]
+    indicator_dtype: np.dtype[Any] | None = None
+
+    @classmethod
+    def of(cls, labels: npt.NDArray[Any]) -> Self:
+        """Return the classes of what `read_labels` returned."""
+        if labels.ndim == 2:
+            return cls(np.arange(labels.shape[1]), labels.dtype)
+        return cls(np.unique(labels))
+
+    def __len__(self) -> int:
+        """Return the number of classes."""
+        return len(self.values)
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether the classes are the same, whatever the type of an indicator matrix."""
+        return (
+            isinstance(other, Classes)
+            and self.are_multilabel == other.are_multilabel
+            and np.array_equal(self.values, other.values)
+        )
+
+    @property
+    def are_multilabel(self) -> bool:
+        """Whether a text can have any number of the labels."""
+        return self.indicator_dtype is not None
+
+    def encode(self, labels: npt.NDArray[Any], *, name: str = "y") -> Targets:
+        """Return targets: positions among the classes, of shape (n_texts,), or the indicator matrix as float32.
+
+        Raises
+        ------
+        ValueError
+            If a label is not among the classes, or labels come in another shape.
+        """
+        if self.are_multilabel != (labels.ndim == 2):
+            kinds = {True: "an indicator matrix", False: "one label a text"}
+            raise ValueError(
+                f"{name} is {kinds[labels.ndim == 2]}, but the classes come from {kinds[self.are_multilabel]}. "
+                "Pass the same kind."
+            )
+        if self.are_multilabel:
+            if labels.shape[1] != len(self):
+                raise ValueError(
+                    f"{name} has {labels.shape[1]} columns, but there are {len(self)} labels. Pass a column for each."
+                )
+            return labels.astype(np.float32)
+        unknown = ~np.isin(labels, self.values)
+        if unknown.any():
+            row = int(np.argmax(unknown))
+            raise ValueError(
+                f"{name}[{row}] is {quote(labels[row])}, a class that is not among the classes of the training: "
+                f"{quote(self.values.tolist())}. Drop those rows, or train on texts of that class too."
+            )
+        return np.searchsorted(self.values, labels).astype(np.int64)
+
+    def decode(self, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        """Return the labels that probabilities stand for, in the type in which labels came."""
+        if self.indicator_dtype is not None:
+            return (probabilities > 0.5).astype(self.indicator_dtype)
+        labels: npt.NDArray[Any] = self.values[probabilities.argmax(axis=1)]
+        return labels
+
+
+def read_labels(y: Any, *, n_texts: int, name: str = "y", texts_name: str = "X") -> npt.NDArray[Any]:
+    """Check the labels, one a text or an indicator matrix, and return them in the dtype in which they came.
+
+    Returns
+    -------
+    ndarray of shape (n_texts,) or (n_texts, n_labels)
+        Two-dimensional with at least two columns for an indicator matrix of zeros and ones.
+
+    Raises
+    ------
+    ValueError
+        If labels are missing, of mixed types, continuous, of a wrong shape, or not as many as there are texts.
+    TypeError
+        If a label is bytes.
+    """
+    if y is None:
+        raise ValueError(f"This BertSequenceClassifier estimator requires {name} to be passed, but it is None.")
+    if isinstance(y, (str, bytes, Mapping, Set)) or np.isscalar(y):
+        raise ValueError(f"{name} is a {type(y).__name__}, but one label a text is needed. Pass a list or an array.")
+    matrix = _as_matrix(y, name)
+    labels = _read_column(y, name) if matrix is None else _read_indicators(matrix, name)
+    if len(labels) != n_texts:
+        raise ValueError(
+            f"{texts_name} has {n_texts} texts and {name} has {len(labels)} labels: "
+            "found input variables with inconsistent numbers of samples. Pass one label a text."
+        )
+    return labels
+
+
+def read_weights(sample_weight: Any, *, n_texts: int, name: str = "sample_weight") -> npt.NDArray[np.float64]:
+    """Check the weights of the texts; None weighs all texts alike.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_texts,)
+        Weights with a largest one of 1.
+
+    Raises
+    ------
+    ValueError
+        If the weights are not one a text, not finite, negative, or all zero.
+    """
+    if sample_weight is None:
+        return np.ones(n_texts)
+    try:
+        weights: npt.NDArray[np.float64] = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must hold one number a text, but: {error}. Pass numbers.") from error
+    if weights.shape not in {(), (n_texts,)}:
+        raise ValueError(f"{name}.shape == {weights.shape}, expected {(n_texts,)}: pass one weight a text.")
+    weights = np.broadcast_to(weights, n_texts)
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        row = int(np.argmin(np.isfinite(weights) & (weights >= 0)))
+        raise ValueError(
+            f"{name}[{row}] is {weights[row]}, but weights must be finite numbers and none may be negative "
+            "(negative values in data passed to `sample_weight`). Use 0 to leave a text out."
+        )
+    if not weights.any():
+        raise ValueError(f"All values of {name} are zero: at least one text needs a positive weight.")
+    scaled: npt.NDArray[np.float64] = weights / weights.max()
+    return scaled
+
+
+def read_class_weight(
+    class_weight: Any, *, classes: Classes, targets: Targets, weights: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Check `class_weight` and return a weight for each class.
+
+    Parameters
+    ----------
+    class_weight : None, "balanced", dict or list of dict
+        As the parameter of the classifier.
+    classes : Classes
+        The classes.
+    targets, weights : ndarray of shape (n_texts,), or (n_texts, n_labels) and (n_texts,)
+        Targets and weights of the texts, which "balanced" counts.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_classes,) or (2, n_labels)
+        One weight a class; of a multi-label problem, the weights of absence and of presence of each label.
+
+    Raises
+    ------
+    ValueError
+        If the weights are of a wrong form, name no class, or are negative, not finite or all zero.
+    """
+    if not classes.are_multilabel:
+        if isinstance(class_weight, list):
+            raise ValueError(
+                "class_weight is a list, which is for an indicator matrix as y, but each text has one label. Pass a "
+                "dict from label to weight."
+            )
+        return _weights_of_values(class_weight, classes.values, targets, weights, name="class_weight")
+    one_each = class_weight if isinstance(class_weight, list) else [class_weight] * len(classes)
+    if isinstance(class_weight, dict) or len(one_each) != len(classes):
+        raise ValueError(
+            f"class_weight is a {type(class_weight).__name__} of length {len(class_weight)}, but y has {len(classes)} "
+            "labels. Pass a list with one dict a label, such as [{0: 1, 1: 5}, ...]."
+        )
+    columns = [
+        _weights_of_values(one, np.arange(2), targets[:, label], weights, name=f"class_weight[{label}]")
+        for label, one in enumerate(one_each)
+    ]
+    return np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Texts with what is known of each.
+
+    Attributes
+    ----------
+    texts : Texts
+        The texts.
+    labels : ndarray of shape (n_texts,) or (n_texts, n_labels)
+        Their labels as the caller gave them.
+    targets : ndarray of the same shape
+        The labels as `Classes.encode` returns them.
+    weights : ndarray of shape (n_texts,), or None
+        Weights that the caller gave, None if none were given.
+    loss_weights : ndarray of float64, of the shape of `targets`
+        What each text weighs in the loss: its own weight times that of its class.
+    """
+
+    texts: Texts
+    labels: npt.NDArray[Any]
+    targets: Targets
+    weights: npt.NDArray[np.float64] | None
+    loss_weights: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.texts)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "LabelledTexts":
+        """Return some of the texts, in the order of `rows`."""
+        return LabelledTexts(
+            self.texts.take(rows),
+            self.labels[rows],
+            self.targets[rows],
+            None if self.weights is None else self.weights[rows],
+            self.loss_weights[rows],
+        )
+
+
+def label_texts(
+    texts: Texts,
+    labels: npt.NDArray[Any],
+    sample_weight: Any,
+    *,
+    classes: Classes,
+    class_weights: npt.NDArray[np.float64],
+    names: tuple[str, str, str] = ("X", "y", "sample_weight"),
+) -> LabelledTexts:
+    """Join texts with their targets and weights.
+
+    Raises
+    ------
+    ValueError
+        If a label is not among the classes, or a weight is not what it must be, or all products of weights are zero.
+    """
+    X_name, y_name, weight_name = names
+    targets = classes.encode(labels, name=y_name)
+    weights = read_weights(sample_weight, n_texts=len(texts), name=weight_name)
+    if targets.ndim == 2:
+        products = weights[:, None] * np.where(targets > 0, class_weights[1], class_weights[0])
+    else:
+        products = weights * class_weights[targets]
+    if not products.any():
+        raise ValueError(
+            f"Every weight of {X_name} is zero, since class_weight is zero wherever {weight_name} is not. At least one "
+            "text needs a positive weight."
+        )
+    return LabelledTexts(texts, labels, targets, None if sample_weight is None else weights, products)
+
+
+def without_weightless(labelled: LabelledTexts) -> LabelledTexts:
+    """Leave out the texts that weigh nothing, so that a weight of zero equals absence."""
+    counts = (labelled.loss_weights > 0).reshape(len(labelled), -1).any(axis=1)
+    return labelled if counts.all() else labelled.take(np.flatnonzero(counts))
+
+
+def split(labelled: LabelledTexts, *, fraction: float, seed: int) -> tuple[LabelledTexts, LabelledTexts]:
+    """Split texts into those to train on and those to hold out, each class in its proportion.
+
+    The labels of an indicator matrix are not balanced: its rows are split at random.
+
+    Raises
+    ------
+    ValueError
+        If there are too few texts, in all or of one class.
+    """
+    from sklearn.model_selection import train_test_split
+
+    targets = labelled.targets
+    try:
+        kept, held_out = train_test_split(
+            np.arange(len(labelled)),
+            test_size=fraction,
+            random_state=seed,
+            stratify=None if targets.ndim == 2 else targets,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"early_stopping can't hold out validation_fraction={fraction} of {len(labelled)} texts: {error} Pass "
+            "X_val and y_val, change validation_fraction, or set early_stopping=False."
+        ) from error
+    return labelled.take(np.sort(kept)), labelled.take(np.sort(held_out))
+
+
+def mean_one(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Scale weights to a mean of one, so that their unit doesn't change the size of the steps."""
+    return np.asarray(weights / weights.mean(), dtype=np.float32)
+
+
+def _as_matrix(y: Any, name: str) -> npt.NDArray[Any] | None:
+    """Return labels that come in two or more columns as an array, None if they come in one."""
+    if issparse(y):
+        return y.toarray() if y.shape[1] > 1 else None
+    if isinstance(y, (list, tuple)):
+        if not y or not isinstance(y[0], (list, tuple, set, np.ndarray)):
+            return None
+        try:
+            matrix = np.array(y)
+        except ValueError:
+            matrix = np.empty(0)
+        if matrix.ndim != 2 or (matrix.shape[1] > 1 and matrix.dtype.kind not in "biuf"):
+            raise ValueError(
+                f"{name}[0] is {described(y[0])}, but labels come one a text or as a matrix of zeros and ones. Turn "
+                "lists of labels into such a matrix with sklearn.preprocessing.MultiLabelBinarizer."
+            )
+        y = matrix
+    shape: tuple[int, ...] = getattr(y, "shape", ())
+    if len(shape) < 2 or (len(shape) == 2 and shape[1] == 1):
+        return None
+    return y.to_numpy() if hasattr(y, "to_numpy") else np.asarray(y)
+
+
+def _read_indicators(matrix: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """Check an indicator matrix: two columns or more, of zeros and ones."""
+    if matrix.ndim != 2 or matrix.shape[1] == 0:
+        raise ValueError(
+            f"{name}.shape == {matrix.shape}, but labels come one a text, or as a matrix with a row a text and a "
+            "column a label. Reshape it."
+        )
+    if matrix.dtype.kind == "O":
+        matrix = np.array(matrix.tolist())
+    good = np.isin(matrix, (0, 1)) if matrix.dtype.kind in "biuf" else np.zeros(matrix.shape, dtype=bool)
+    if not good.all():
+        row, column = (int(position) for position in np.argwhere(~good)[0])
+        raise ValueError(
+            f"{name}[{row}, {column}] is {described(matrix[row, column].item())}, but an indicator matrix holds 0 and "
+            "1 alone: several classes for each of several outputs (multiclass-multioutput) and continuous targets are "
+            "not supported. Use sklearn.multioutput.MultiOutputClassifier for several outputs."
+        )
+    return matrix
+
+
+def _read_column(y: Any, name: str) -> npt.NDArray[Any]:
+    """Check one label a text and return a 1-D array."""
+    if isinstance(y, (list, tuple)):
+        _check_label_types(list(y), name)
+    elif hasattr(y, "to_numpy") and not hasattr(y, "to_pylist"):
+        y = y.to_numpy()
+    # scikit-learn knows no StringDType, whose labels are classes whatever they say.
+    are_strings = getattr(getattr(y, "dtype", None), "kind", "") == "T"
+    labels: npt.NDArray[Any] = np.ravel(y) if are_strings and y.ndim == 1 else column_or_1d(y, warn=True)
+    if labels.dtype.kind == "S":
+        raise TypeError(f"{name} holds bytes, but a label must be str, int, bool or float. Decode the labels first.")
+    if labels.dtype.kind in "OTmM":
+        _check_label_types(list(labels), name)
+        if labels.dtype.kind == "O" and not any(isinstance(label, str) for label in labels[:1]):
+            labels = np.asarray(labels.tolist())
+    elif labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        row = int(np.argmin(np.isfinite(labels)))
+        raise ValueError(
+            f"{name}[{row}] is {labels[row]}, but every text needs a label, and a label must be finite. "
+            "Drop the texts without one."
+        )
+    if not are_strings:
+        check_classification_targets(labels)
+    return labels
+
+
+def _weights_of_values(
+    class_weight: Any,
+    values: npt.NDArray[Any],
+    targets: npt.NDArray[Any],
+    weights: npt.NDArray[np.float64],
+    *,
+    name: str,
+) -> npt.NDArray[np.float64]:
+    """Return the weight of each value of one label; targets are positions among the values."""
+    answer: npt.NDArray[np.float64] = np.ones(len(values))
+    if class_weight == "balanced":
+        counted = targets[weights > 0].astype(np.int64)
+        present = np.unique(counted)
+        answer[present] = compute_class_weight(
+            "balanced", classes=present, y=counted, sample_weight=weights[weights > 0]
+        )
+    elif isinstance(class_weight, dict):
+        labels = values.tolist()
+        unknown = [label for label in class_weight if label not in labels]
+        # A fold of a cross-validation may lack a class that has a weight; a class without one beside it is a slip.
+        if unknown and not all(label in class_weight for label in labels):
+            raise ValueError(f"{name} names {quote(unknown[0])}, which is not among the classes {quote(labels)}.")
+        answer = np.array([class_weight.get(label, 1.0) for label in labels], dtype=np.float64)
+    elif class_weight is not None:
+        raise ValueError(f"{name} is {described(class_weight)}, but must be a dict from 0 and 1 to weights.")
+    if not (np.isfinite(answer) & (answer >= 0)).all() or not answer.any():
+        raise ValueError(
+            f"{name} gives {quote(answer.tolist())}, but weights must be finite, not negative, and not all zero."
+        )
+    return answer
+
+
+def _check_label_types(labels: list[Any], name: str) -> None:
+    """Raise if labels are missing, bytes, or a mixture of str and other types."""
+    first_is_str: bool | None = None
+    for row, label in enumerate(labels):
+        if is_missing(label):
+            raise ValueError(
+                f"{name}[{row}] is {described(label)}, but every text needs a label. Drop the texts without one."
+            )
+        if isinstance(label, bytes):
+            raise TypeError(f"{name}[{row}] is {described(label)}, but a label must not be bytes. Decode it first.")
+        if first_is_str is None:
+            first_is_str = isinstance(label, str)
+        elif isinstance(label, str) != first_is_str:
+            raise ValueError(
+                f"{name}[{row}] is {described(label)}, but {name}[0] is {described(labels[0])}: labels must be of "
+                "one type that sorts. Convert them all to str or all to int."
+            )
