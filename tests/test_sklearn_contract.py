@@ -37,10 +37,26 @@ class NumbersAsText(BertSequenceClassifier):
     classifier as they came, and so does the lack of rows.
     """
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, X_val: Any = None, y_val: Any = None) -> Self:
-        texts_val = None if X_val is None else _written(X_val)
-        super().fit(_written(X), y, sample_weight, X_val=texts_val, y_val=y_val)
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+    ) -> Self:
+        held_out = {"X_val": None if X_val is None else _written(X_val), "y_val": y_val}
+        super().fit(_written(X), y, sample_weight, **held_out, sample_weight_val=sample_weight_val)
         validate_data(self, X, skip_check_array=True)
+        return self
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+        is_first = not hasattr(self, "n_features_in_")
+        super().partial_fit(self._read(X), y, classes, sample_weight)
+        if is_first:
+            validate_data(self, X, skip_check_array=True)
         return self
 
     def predict(self, X: Any) -> Any:
@@ -56,7 +72,7 @@ class NumbersAsText(BertSequenceClassifier):
         return super().decision_function(self._read(X))
 
     def _read(self, X: Any) -> Any:
-        if not (isinstance(X, Words) or issparse(X)):
+        if hasattr(self, "n_features_in_") and not (isinstance(X, Words) or issparse(X)):
             validate_data(self, X, reset=False, ensure_min_samples=0)
         return _written(X)
 
