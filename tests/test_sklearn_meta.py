@@ -10,6 +10,7 @@ import pandas as pd
 import polars as pl
 import pytest
 from conftest import LABELS, TEXTS
+from containers import CONTAINERS, OBJECTS, ONE_DIMENSIONAL, PAIRS, SECOND, TWO_DIMENSIONAL
 from numpy.testing import assert_array_equal
 from sklearn.base import BaseEstimator, clone
 from sklearn.calibration import CalibratedClassifierCV, CalibrationDisplay
@@ -50,27 +51,9 @@ from bertclf import BertSequenceClassifier
 mpl.use("agg")
 
 N = len(TEXTS)
-SECOND = TEXTS[::-1]
-OBJECTS = np.array(TEXTS, dtype=object)
-ONE_DIMENSIONAL = {
-    "list": TEXTS,
-    "tuple": tuple(TEXTS),
-    "fixed-width array": np.array(TEXTS),
-    "object array": OBJECTS,
-    "StringDType array": np.array(TEXTS, dtype=np.dtypes.StringDType()),
-    "Series": pd.Series(TEXTS),
-    "polars Series": pl.Series(TEXTS),
-}
-TWO_DIMENSIONAL = {
-    "(n, 1) array": OBJECTS[:, None],
-    "one-column frame": pd.DataFrame({"text": TEXTS}),
-    "two-column frame": pd.DataFrame({"text": TEXTS, "reply": SECOND}),
-    "polars frame": pl.DataFrame({"text": TEXTS}),
-}
-CONTAINERS = ONE_DIMENSIONAL | TWO_DIMENSIONAL
 # What each container must give the results of: a list of texts, or of pairs.
-SAME_AS = {name: "list of pairs" if name == "two-column frame" else "list" for name in CONTAINERS}
-REFERENCES = {"list": TEXTS, "list of pairs": list(zip(TEXTS, SECOND, strict=True))}
+SAME_AS = {name: "pairs" if name == "two-column frame" else "texts" for name in CONTAINERS}
+REFERENCES = {"texts": TEXTS, "pairs": PAIRS}
 
 THREE = [f"class {row % 3}" for row in range(N)]
 TWO_TASKS = np.column_stack([LABELS, THREE])
