@@ -584,6 +584,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         """
         from sklearn.metrics import check_scoring
 
+        from bertclf._random import undisturbed
+
         scorer = check_scoring(self, self.scoring)
         texts = held_out.texts.as_list()
         weights = {} if held_out.weights is None else {"sample_weight": held_out.weights}
@@ -591,7 +593,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         def score(logits: npt.NDArray[np.float32]) -> float:
             classifier = object.__new__(_WithKnownLogits)
             classifier.__dict__.update(vars(self), **state, _known_texts=texts, _known_logits=logits)
-            return float(scorer(classifier, texts, held_out.labels, **weights))
+            with undisturbed(state["_compute"].device):
+                return float(scorer(classifier, texts, held_out.labels, **weights))
 
         try:
             with warnings.catch_warnings():

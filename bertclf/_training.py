@@ -19,7 +19,6 @@ from bertclf._callbacks import Task
 from bertclf._device import Compute
 from bertclf._inference import predict_logits
 from bertclf._network import Network
-from bertclf._random import undisturbed
 from bertclf._tokens import TokenStore
 
 # Reading a loss makes the host wait for a GPU, so losses are looked at this rarely.
@@ -383,8 +382,7 @@ def _measure(
         torch.from_numpy(labelled.weights),
         label_smoothing=0.0,
     )
-    with undisturbed(compute.device):
-        return float(loss), validation.score(logits)
+    return float(loss), validation.score(logits)
 
 
 def _check_losses(losses: list[tuple[torch.Tensor, float]], *, epoch: int, last_step: int) -> None:

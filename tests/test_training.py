@@ -1,5 +1,6 @@
 """The loop: what is optimised, how the rate moves, what the history holds, and how it fails."""
 
+import copy
 import math
 
 import numpy as np
@@ -258,3 +259,91 @@ def test_validation_measures_plain_loss_and_accuracy_without_changing_the_traini
     assert last["validation_score"] == measured.score(TEXTS[:5], LABELS[:5])
     assert last["validation_seconds"] > 0
     assert {plain.history_[-1][key] for key in ("validation_loss", "validation_score", "validation_seconds")} == {None}
+
+
+def test_the_loss_of_many_labels_is_the_mean_of_their_cross_entropies():
+    logits, targets = torch.randn(5, 3), torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0], [1, 0, 0.0]])
+    weights = torch.rand(5, 3)
+    loss = classification_loss(logits, targets, weights, label_smoothing=0.3)
+    yes, no = logits.sigmoid().log(), (-logits).sigmoid().log()
+    smooth = 0.7 * targets + 0.15
+    expected = -(weights * (smooth * yes + (1 - smooth) * no)).sum() / 15
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_training_goes_on_from_the_state_of_the_optimiser(loaded):
+    whole = copy.deepcopy(loaded)
+    run(whole, epochs=2, batch_size=len(TEXTS), lr_schedule="constant")
+    first = trained(loaded, epochs=1, batch_size=len(TEXTS), lr_schedule="constant")
+    kept = {name: value.clone() for name, value in first.optimizer_state.items()}
+    trained(loaded, epochs=1, batch_size=len(TEXTS), lr_schedule="constant", state=first.optimizer_state)
+    for (name, weight), other in zip(loaded.network.named_parameters(), whole.network.parameters(), strict=True):
+        torch.testing.assert_close(weight, other, rtol=1e-4, atol=1e-5, msg=name)
+    assert all(torch.equal(value, kept[name]) for name, value in first.optimizer_state.items())
+    assert {name.rsplit(":")[1] for name in kept} == {"step", "exp_avg", "exp_avg_sq"}
+
+
+class Recorder:
+    """A callback context that writes down what it is told, and asks to stop where it is told to."""
+
+    def __init__(self, stops=(), place="fit", record=None):
+        self.stops, self.place, self.record, self.children = stops, place, [] if record is None else record, 0
+
+    def subcontext(self, task_name, max_subtasks=0):
+        self.children += 1
+        place = f"{self.place} {task_name} {self.children}"
+        self.record.append(f"{place} of {max_subtasks}")
+        return Recorder(self.stops, place, self.record)
+
+    def call_on_fit_task_begin(self, **told):
+        self.record.append(f"begin {self.place} {sorted(told)}")
+
+    def call_on_fit_task_end(self, **told):
+        self.record.append(f"end {self.place} {sorted(name for name, value in told.items() if value is not None)}")
+        return self.place in self.stops
+
+
+def test_callbacks_hear_of_every_epoch_and_batch(loaded):
+    context = Recorder()
+    with Task(context, {"owner": 1}, data={"X": 2}, snapshot=dict) as task:
+        trained(loaded, task=task, epochs=2, batch_size=7)
+    epoch = [
+        "fit epoch 1 of 2",
+        "begin fit epoch 1 ['X', 'owner']",
+        "fit epoch 1 batch 1 of 0",
+        "begin fit epoch 1 batch 1 ['owner']",
+        "end fit epoch 1 batch 1 ['owner']",
+        "fit epoch 1 batch 2 of 0",
+        "begin fit epoch 1 batch 2 ['owner']",
+        "end fit epoch 1 batch 2 ['owner']",
+        "end fit epoch 1 ['X', 'owner']",
+    ]
+    second = [line.replace("epoch 1", "epoch 2") for line in epoch]
+    first_and_last = ["begin fit ['X', 'owner']"], ["end fit ['X', 'owner', 'reconstruction_attributes']"]
+    assert context.record == [*first_and_last[0], *epoch, *second, *first_and_last[1]]
+
+
+@pytest.mark.parametrize(
+    ("stop", "steps"),
+    [("fit epoch 2", [2, 4]), ("fit epoch 1 batch 1", [1, 3, 5]), ("fit", [2, 4, 6])],
+)
+def test_a_callback_that_asks_to_stop_ends_the_tasks_of_its_kind(loaded, rates, stop, steps):
+    history = run(loaded, task=Task(Recorder(stops=[stop]), {}), epochs=3, batch_size=7)
+    assert [row["step"] for row in history] == steps
+    assert len(rates) == steps[-1]
+
+
+def test_a_failed_batch_is_not_told_as_ended(loaded, monkeypatch):
+    context = Recorder()
+    monkeypatch.setattr(_training, "classification_loss", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(loaded, task=Task(context, {}))
+    assert not [line for line in context.record if line.startswith("end")]
+
+
+@pytest.mark.parametrize("values", [[np.nan, np.nan, np.nan], [np.nan, 0.1, np.nan]])
+def test_a_score_that_is_no_number_is_as_bad_as_can_be(loaded, monkeypatch, values):
+    scores = iter(values)
+    monkeypatch.setattr(_training, "_measure", lambda *args, **kwargs: (0.5, next(scores)))
+    best = trained(loaded, epochs=3, n_iter_no_change=3, watches_loss=False).best_epoch
+    assert best == (1 if np.isnan(values[1]) else 2)
