@@ -13,7 +13,7 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bertclf._callbacks import CallbackSupportMixin, Silence, Task, with_callbacks
 from bertclf._defaults import automatic_epochs, automatic_learning_rate
@@ -24,9 +24,10 @@ from bertclf._targets import (
     label_texts,
     mean_one,
     read_class_weight,
+    read_classes,
     read_labels,
-    read_weights,
     split,
+    weigh_classes,
     without_weightless,
 )
 from bertclf._version import __version__
@@ -337,8 +338,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         if self.early_stopping and held_out is None:
             labelled, held_out = split(labelled, fraction=self.validation_fraction, seed=seed)
 
-        epochs = automatic_epochs(n_texts=len(labelled), batch_size=self.batch_size)
-        epochs = epochs if self.epochs == "auto" else int(self.epochs)
+        auto = self.epochs == "auto"
+        epochs = automatic_epochs(n_texts=len(labelled), batch_size=self.batch_size) if auto else int(self.epochs)
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
         context = self._init_callback_context(max_subtasks=epochs)
         with Task(context, {"estimator": self}, data={"X": X, "y": y, "metadata": metadata}, snapshot=dict) as task:
@@ -402,7 +403,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         texts = read_texts(X)
         labels = read_labels(y, n_texts=len(texts))
         goes_on = self.__sklearn_is_fitted__()
-        known = self._announced(classes, labels)
+        if classes is None and not goes_on:
+            raise ValueError("classes must be passed on the first call to partial_fit.")
+        known = self._classes if classes is None else read_classes(classes, labels=labels)
         if goes_on:
             self._check_same_kind(texts, known)
             self._check_columns(X, texts)
@@ -655,15 +658,6 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 "and pairs can't be exchanged. Pass what fit was given."
             )
 
-    def _announced(self, classes: Any, labels: npt.NDArray[Any]) -> Classes:
-        """Return all classes that `partial_fit` will ever see, as its first call says."""
-        if classes is None:
-            if not self.__sklearn_is_fitted__():
-                raise ValueError("classes must be passed on the first call to partial_fit.")
-            return self._classes
-        values = np.unique(column_or_1d(classes))
-        return Classes(values, labels.dtype if labels.ndim == 2 else None)
-
     def _load(self, classes: Classes) -> "Checkpoint":
         """Load the pretrained network with a new head for these classes, and its tokenizer."""
         from bertclf._checkpoint import load_checkpoint
@@ -706,14 +700,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         self, texts: Texts, labels: npt.NDArray[Any], sample_weight: Any, *, classes: Classes
     ) -> tuple[LabelledTexts, npt.NDArray[np.float64]]:
         """Return the texts to train on with targets and weights, and what each class weighs."""
+        labelled = label_texts(texts, labels, sample_weight, classes=classes)
         class_weights = read_class_weight(
-            self.class_weight,
-            classes=classes,
-            targets=classes.encode(labels),
-            weights=read_weights(sample_weight, n_texts=len(texts)),
+            self.class_weight, classes=classes, targets=labelled.targets, weights=labelled.loss_weights
         )
-        labelled = label_texts(texts, labels, sample_weight, classes=classes, class_weights=class_weights)
-        return without_weightless(labelled), class_weights
+        return without_weightless(weigh_classes(labelled, class_weights)), class_weights
 
     def _forget(self) -> None:
         """Delete what an earlier fit left that this one may not set."""
@@ -805,8 +796,10 @@ def _read_validation(
             f"X_val holds {kinds[texts.are_pairs]}, but X holds {kinds[like.are_pairs]}. Pass the same kind to both."
         )
     labels = read_labels(y_val, n_texts=len(texts), name="y_val", texts_name="X_val")
-    names = ("X_val", "y_val", "sample_weight_val")
-    return label_texts(texts, labels, sample_weight_val, classes=classes, class_weights=class_weights, names=names)
+    labelled = label_texts(
+        texts, labels, sample_weight_val, classes=classes, name="y_val", weight_name="sample_weight_val"
+    )
+    return weigh_classes(labelled, class_weights, name="X_val")
 
 
 def _tokenized(labelled: LabelledTexts, checkpoint: "Checkpoint", *, max_length: int | None) -> "LabelledTokens":

@@ -1,7 +1,7 @@
 """What the caller passes as y and as weights, turned into targets; every error about them is raised here."""
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -121,6 +121,26 @@ def read_labels(y: Any, *, n_texts: int, name: str = "y", texts_name: str = "X")
     return labels
 
 
+def read_classes(classes: Any, *, labels: npt.NDArray[Any]) -> Classes:
+    """Return the classes that `partial_fit` is told of before it has met them all.
+
+    Raises
+    ------
+    ValueError
+        If they are not labels, or for an indicator matrix not the numbers of its columns.
+    """
+    values = np.unique(read_labels(classes, n_texts=len(classes), name="classes"))
+    if labels.ndim == 1:
+        return Classes(values)
+    announced = Classes.of(labels)
+    if announced != Classes(values, labels.dtype):
+        raise ValueError(
+            f"classes is {quote(values.tolist())}, but y is a matrix of {len(announced)} columns. Pass "
+            f"range({len(announced)})."
+        )
+    return announced
+
+
 def read_weights(sample_weight: Any, *, n_texts: int, name: str = "sample_weight") -> npt.NDArray[np.float64]:
     """Check the weights of the texts; None weighs all texts alike.
 
@@ -213,8 +233,8 @@ class LabelledTexts:
         The labels as `Classes.encode` returns them.
     weights : ndarray of shape (n_texts,), or None
         Weights that the caller gave, None if none were given.
-    loss_weights : ndarray of float64, of the shape of `targets`
-        What each text weighs in the loss: its own weight times that of its class.
+    loss_weights : ndarray of float64, of shape (n_texts,) or (n_texts, n_labels)
+        What each text, or each label of each text, weighs in the loss.
     """
 
     texts: Texts
@@ -244,29 +264,40 @@ def label_texts(
     sample_weight: Any,
     *,
     classes: Classes,
-    class_weights: npt.NDArray[np.float64],
-    names: tuple[str, str, str] = ("X", "y", "sample_weight"),
+    name: str = "y",
+    weight_name: str = "sample_weight",
 ) -> LabelledTexts:
     """Join texts with their targets and weights.
 
     Raises
     ------
     ValueError
-        If a label is not among the classes, or a weight is not what it must be, or all products of weights are zero.
+        If a label is not among the classes, or a weight is not what it must be.
     """
-    X_name, y_name, weight_name = names
-    targets = classes.encode(labels, name=y_name)
+    targets = classes.encode(labels, name=name)
     weights = read_weights(sample_weight, n_texts=len(texts), name=weight_name)
+    return LabelledTexts(texts, labels, targets, None if sample_weight is None else weights, weights)
+
+
+def weigh_classes(labelled: LabelledTexts, class_weights: npt.NDArray[np.float64], *, name: str = "X") -> LabelledTexts:
+    """Multiply what each text weighs in the loss by the weight of its class; a label of many has a weight of its own.
+
+    Raises
+    ------
+    ValueError
+        If all products are zero.
+    """
+    targets, weights = labelled.targets, labelled.loss_weights
     if targets.ndim == 2:
         products = weights[:, None] * np.where(targets > 0, class_weights[1], class_weights[0])
     else:
         products = weights * class_weights[targets]
     if not products.any():
         raise ValueError(
-            f"Every weight of {X_name} is zero, since class_weight is zero wherever {weight_name} is not. At least one "
-            "text needs a positive weight."
+            f"Every text of {name} weighs zero, since class_weight is zero wherever its own weight is not. At least "
+            "one text needs a positive weight."
         )
-    return LabelledTexts(texts, labels, targets, None if sample_weight is None else weights, products)
+    return replace(labelled, loss_weights=products)
 
 
 def without_weightless(labelled: LabelledTexts) -> LabelledTexts:

@@ -1,10 +1,13 @@
 """The examples run from end to end on tiny data."""
 
 import csv
+import json
+import re
 from pathlib import Path
 
 import cola_tutorial
 import matplotlib.pyplot as plt
+import model_selection
 import pytest
 import quickstart
 from conftest import BAD, GOOD
@@ -76,3 +79,20 @@ def test_cola_tutorial_reports_epochs_and_out_of_domain_correlation(
     assert lines[-1].startswith(f"Matthews correlation on {len(rows)} out-of-domain sentences: ")
     assert -1 <= float(lines[-1].split()[-1]) <= 1
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_model_selection_runs_every_tool(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = tmp_path / "texts.jsonl"
+    rows = [
+        {"text": f"{text} {n}", "label": label}
+        for n in range(4)
+        for label, texts in (("fresh", GOOD), ("rotten", BAD))
+        for text in texts
+    ]
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    model_selection.main(["--model", str(checkpoint), "--data", str(data), "--texts", "40", "--epochs", "1"])
+    output = capsys.readouterr().out
+    sections = output.strip().split("\n\n")
+    assert [section.split(":")[0] for section in sections] == list(model_selection.TOOLS)
+    kept, again = re.search(r"kept ([\d.]+), measured again ([\d.]+)", output).groups()
+    assert kept == again

@@ -20,9 +20,11 @@ from bertclf._targets import (
     label_texts,
     mean_one,
     read_class_weight,
+    read_classes,
     read_labels,
     read_weights,
     split,
+    weigh_classes,
     without_weightless,
 )
 
@@ -369,12 +371,11 @@ def test_class_weights_that_do_not_fit_are_refused(class_weight: Any, labels: An
         weights_of(class_weight, labels)
 
 
-def labelled(labels: Any, sample_weight: Any = None, class_weight: Any = None, **names: Any) -> Any:
+def labelled(labels: Any, sample_weight: Any = None, class_weight: Any = None) -> Any:
     array = np.asarray(labels)
     texts = read_texts([f"text {row}" for row in range(len(array))])
-    classes = Classes.of(array)
-    weights = weights_of(class_weight, array, sample_weight)
-    return label_texts(texts, array, sample_weight, classes=classes, class_weights=weights, **names)
+    plain = label_texts(texts, array, sample_weight, classes=Classes.of(array))
+    return weigh_classes(plain, weights_of(class_weight, array, sample_weight), name="X_val")
 
 
 def test_the_loss_weighs_a_text_by_itself_and_by_its_class() -> None:
@@ -385,10 +386,8 @@ def test_the_loss_weighs_a_text_by_itself_and_by_its_class() -> None:
 
 
 def test_weights_that_cancel_each_other_are_refused() -> None:
-    names = ("X_val", "y_val", "sample_weight_val")
-    parts = ("Every weight of X_val is zero", "wherever sample_weight_val is not", "At least one text")
-    with pytest.raises(ValueError, match=saying(*parts)):
-        labelled(["a", "b"], [0, 1], {"a": 1, "b": 0}, names=names)
+    with pytest.raises(ValueError, match=saying("Every text of X_val weighs zero", "At least one text")):
+        labelled(["a", "b"], [0, 1], {"a": 1, "b": 0})
 
 
 def test_texts_that_weigh_nothing_are_left_out() -> None:
@@ -417,10 +416,7 @@ def test_texts_are_held_out_in_the_proportion_of_the_classes() -> None:
 def test_pairs_stay_together_when_held_out() -> None:
     texts = read_texts([(f"first {row}", f"second {row}") for row in range(10)])
     array = np.arange(10) % 2
-    ones = np.ones(2)
-    _, held_out = split(
-        label_texts(texts, array, None, classes=Classes.of(array), class_weights=ones), fraction=0.4, seed=0
-    )
+    _, held_out = split(label_texts(texts, array, None, classes=Classes.of(array)), fraction=0.4, seed=0)
     assert held_out.texts.as_list() == [(first, first.replace("first", "second")) for first in held_out.texts.first]
     assert held_out.weights is None
 
@@ -517,3 +513,12 @@ def test_weights_are_left_as_they_were() -> None:
 
     assert given_weights.tolist() == [1.0, 2.0, 3.0]
     assert not np.shares_memory(weights, given_weights)
+
+
+def test_announced_classes_are_sorted_and_checked() -> None:
+    assert read_classes(["b", "a", "b"], labels=np.array(["a"])).values.tolist() == ["a", "b"]
+    assert read_classes(range(2), labels=np.eye(2, dtype=bool)) == Classes(np.arange(2), np.dtype(bool))
+    with pytest.raises(ValueError, match=saying("classes[1] is NoneType")):
+        read_classes(["a", None], labels=np.array(["a"]))
+    with pytest.raises(ValueError, match=saying("classes is [0, 1, 2], but y is a matrix of 2 columns", "range(2)")):
+        read_classes([0, 1, 2], labels=np.eye(2))
