@@ -77,7 +77,7 @@ def _close_figures() -> Iterator[None]:
 
 @pytest.fixture
 def clf(spread_checkpoint) -> BertSequenceClassifier:
-    return BertSequenceClassifier(spread_checkpoint, epochs=2, learning_rate=1e-2, random_state=0)
+    return BertSequenceClassifier(spread_checkpoint, epochs=2, learning_rate=1e-2, device="cpu", random_state=0)
 
 
 def probabilities(estimator: BaseEstimator, X: Any, y: Any = LABELS) -> Any:

@@ -36,7 +36,7 @@ METHODS = ["predict", "predict_proba", "predict_log_proba", "decision_function"]
 @pytest.fixture(scope="module")
 def make(spread_checkpoint: Path) -> Callable[..., BertSequenceClassifier]:
     """A function that makes an unfitted classifier that learns in few epochs."""
-    defaults = {"epochs": 2, "learning_rate": 1e-2, "precision": "float32", "random_state": 0}
+    defaults = {"epochs": 2, "learning_rate": 1e-2, "precision": "float32", "device": "cpu", "random_state": 0}
     return lambda **parameters: BertSequenceClassifier(spread_checkpoint, **(defaults | parameters))
 
 
