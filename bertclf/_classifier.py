@@ -26,6 +26,7 @@ from bertclf._targets import (
     read_class_weight,
     read_classes,
     read_labels,
+    read_validation,
     split,
     weigh_classes,
     without_weightless,
@@ -331,7 +332,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         if goes_on:
             self._check_same_kind(texts, classes)
         labelled, class_weights = self._labelled(texts, labels, sample_weight, classes=classes)
-        held_out = _read_validation(
+        held_out = read_validation(
             X_val, y_val, sample_weight_val, like=texts, classes=classes, class_weights=class_weights
         )
         seed = draw_seed(self.random_state)
@@ -594,6 +595,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         weights = {} if held_out.weights is None else {"sample_weight": held_out.weights}
 
         def score(logits: npt.NDArray[np.float32]) -> float:
+            """Return the score that the validation texts get with these logits."""
             classifier = object.__new__(_WithKnownLogits)
             classifier.__dict__.update(vars(self), **state, _known_texts=texts, _known_logits=logits)
             with undisturbed(state["_compute"].device):
@@ -770,36 +772,6 @@ class _WithKnownLogits(BertSequenceClassifier):
     def _logits(self, X: Any) -> npt.NDArray[np.float32]:
         """Return the logits that are known of the validation texts, and those of other texts from the network."""
         return self._known_logits.copy() if X is self._known_texts else super()._logits(X)
-
-
-def _read_validation(
-    X_val: Any,
-    y_val: Any,
-    sample_weight_val: Any,
-    *,
-    like: Texts,
-    classes: Classes,
-    class_weights: npt.NDArray[np.float64],
-) -> LabelledTexts | None:
-    """Return the validation texts, of the same kind as the training texts; None if none were passed."""
-    given = {"X_val": X_val, "y_val": y_val, "sample_weight_val": sample_weight_val}
-    passed = [name for name, value in given.items() if value is not None]
-    if not passed:
-        return None
-    if X_val is None or y_val is None:
-        missing = "X_val" if X_val is None else "y_val"
-        raise ValueError(f"{passed[0]} was passed without {missing}: validation needs both X_val and y_val.")
-    texts = read_texts(X_val, name="X_val")
-    if texts.are_pairs != like.are_pairs:
-        kinds = {True: "pairs", False: "single texts"}
-        raise ValueError(
-            f"X_val holds {kinds[texts.are_pairs]}, but X holds {kinds[like.are_pairs]}. Pass the same kind to both."
-        )
-    labels = read_labels(y_val, n_texts=len(texts), name="y_val", texts_name="X_val")
-    labelled = label_texts(
-        texts, labels, sample_weight_val, classes=classes, name="y_val", weight_name="sample_weight_val"
-    )
-    return weigh_classes(labelled, class_weights, name="X_val")
 
 
 def _tokenized(labelled: LabelledTexts, checkpoint: "Checkpoint", *, max_length: int | None) -> "LabelledTokens":

@@ -11,7 +11,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
-from bertclf._inputs import Texts, described, is_missing, quote
+from bertclf._inputs import Texts, described, is_missing, quote, read_texts
 
 Targets = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
@@ -298,6 +298,43 @@ def weigh_classes(labelled: LabelledTexts, class_weights: npt.NDArray[np.float64
             "one text needs a positive weight."
         )
     return replace(labelled, loss_weights=products)
+
+
+def read_validation(
+    X_val: Any,
+    y_val: Any,
+    sample_weight_val: Any,
+    *,
+    like: Texts,
+    classes: Classes,
+    class_weights: npt.NDArray[np.float64],
+) -> LabelledTexts | None:
+    """Check and join the validation data of `fit`; None if none were passed.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If one of texts and labels is missing, or something is not what it must be, or not of the kind of the training
+        texts `like`.
+    """
+    given = {"X_val": X_val, "y_val": y_val, "sample_weight_val": sample_weight_val}
+    passed = [name for name, value in given.items() if value is not None]
+    if not passed:
+        return None
+    if X_val is None or y_val is None:
+        missing = "X_val" if X_val is None else "y_val"
+        raise ValueError(f"{passed[0]} was passed without {missing}: validation needs both X_val and y_val.")
+    texts = read_texts(X_val, name="X_val")
+    if texts.are_pairs != like.are_pairs:
+        kinds = {True: "pairs", False: "single texts"}
+        raise ValueError(
+            f"X_val holds {kinds[texts.are_pairs]}, but X holds {kinds[like.are_pairs]}. Pass the same kind to both."
+        )
+    labels = read_labels(y_val, n_texts=len(texts), name="y_val", texts_name="X_val")
+    labelled = label_texts(
+        texts, labels, sample_weight_val, classes=classes, name="y_val", weight_name="sample_weight_val"
+    )
+    return weigh_classes(labelled, class_weights, name="X_val")
 
 
 def without_weightless(labelled: LabelledTexts) -> LabelledTexts:

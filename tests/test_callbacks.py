@@ -103,7 +103,7 @@ def test_a_fit_that_refuses_its_input_sets_up_no_callback(clf):
 
 def test_no_network_is_copied_unless_a_callback_asks_for_the_classifier(clf, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "__deepcopy__", None, raising=False)
-    clf.set_callbacks(callback.ProgressBar()).fit(TEXTS, LABELS)
+    assert clf.set_callbacks(callback.ProgressBar()).fit(TEXTS, LABELS).n_iter_ == 3
 
 
 def test_the_scoring_monitor_scores_every_epoch(clf):

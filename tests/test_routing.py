@@ -92,13 +92,13 @@ def test_weights_reach_fit_and_score_of_a_cross_validation(clf):
 def test_only_validation_texts_as_long_as_the_texts_are_cut_into_folds(clf, monkeypatch, n_given, n_received):
     """scikit-learn takes what is as long as X for data of its rows, as the docstring of `fit` warns."""
     received = []
-    read = _classifier._read_validation
+    read = _classifier.read_validation
 
     def recording(X_val, *args, **kwargs):
         received.append(len(X_val))
         return read(X_val, *args, **kwargs)
 
-    monkeypatch.setattr(_classifier, "_read_validation", recording)
+    monkeypatch.setattr(_classifier, "read_validation", recording)
     clf.set_fit_request(X_val=True, y_val=True)
     held_out = {"X_val": TEXTS[:n_given], "y_val": LABELS[:n_given]}
     cross_validate(clf, TEXTS, LABELS, cv=2, params=held_out, error_score="raise")
