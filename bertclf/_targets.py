@@ -108,7 +108,9 @@ def read_labels(y: Any, *, n_texts: int, name: str = "y", texts_name: str = "X")
         If a label is bytes.
     """
     if y is None:
-        raise ValueError(f"This BertSequenceClassifier estimator requires {name} to be passed, but it is None.")
+        raise ValueError(
+            f"This BertSequenceClassifier estimator requires {name} to be passed, but the target {name} is None."
+        )
     if isinstance(y, (str, bytes, Mapping, Set)) or np.isscalar(y):
         raise ValueError(f"{name} is a {type(y).__name__}, but one label a text is needed. Pass a list or an array.")
     matrix = _as_matrix(y, name)

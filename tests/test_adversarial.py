@@ -444,7 +444,7 @@ def test_row_19_a_missing_label_is_refused_with_its_row(make: Maker, missing: An
 
 
 def test_row_19_no_labels_at_all_are_refused(make: Maker) -> None:
-    with pytest.raises(ValueError, match="requires y to be passed, but it is None"):
+    with pytest.raises(ValueError, match="requires y to be passed, but the target y is None"):
         make().fit(TEXTS, None)
 
 

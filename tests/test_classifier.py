@@ -9,12 +9,11 @@ import pytest
 from conftest import LABELS, TEXTS
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError, SkipTestWarning
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils._param_validation import InvalidParameterError
-from sklearn.utils.estimator_checks import check_estimator
 
 from bertclf import BertSequenceClassifier
 from bertclf._training import Trained
@@ -25,11 +24,6 @@ PARAMETERS = list(inspect.signature(BertSequenceClassifier).parameters)
 @pytest.fixture(scope="module")
 def clf(checkpoint):
     return BertSequenceClassifier(checkpoint, epochs=30, learning_rate=1e-2, random_state=0).fit(TEXTS, LABELS)
-
-
-def test_the_checks_of_scikit_learn_that_need_no_numbers():
-    with pytest.warns(SkipTestWarning, match="string=True"):
-        check_estimator(BertSequenceClassifier())
 
 
 def test_learns_what_separates_the_classes(clf):
