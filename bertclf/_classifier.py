@@ -4,6 +4,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -15,14 +16,15 @@ from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from bertclf._callbacks import CallbackSupportMixin, Silence, Task, with_callbacks
+from bertclf._callbacks import CallbackSupportMixin, Silence, with_callbacks
 from bertclf._defaults import automatic_epochs, automatic_learning_rate
-from bertclf._inputs import Texts, quote, read_texts
+from bertclf._inputs import Texts, read_texts
 from bertclf._targets import (
     Classes,
     LabelledTexts,
     label_texts,
     mean_one,
+    metric_labels,
     read_class_weight,
     read_classes,
     read_labels,
@@ -35,7 +37,9 @@ from bertclf._version import __version__
 
 if TYPE_CHECKING:
     from bertclf._checkpoint import Checkpoint
+    from bertclf._device import Compute
     from bertclf._network import Network
+    from bertclf._tasks import Task
     from bertclf._tokens import TokenStore
     from bertclf._training import LabelledTokens, Trained, TrainingSettings
 
@@ -97,8 +101,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Epochs without gain after which early stopping stops.
     scoring : str, callable or None, default=None
         What early stopping watches. None is the validation loss; a str or a callable is a scorer as in
-        :func:`sklearn.metrics.get_scorer`, of which more is better, called after each epoch with the classifier, the
-        validation texts and their labels, and their weights if there are any. Class weights are no part of it.
+        :func:`sklearn.metrics.get_scorer`, of which more is better, and among equal scores the lowest loss. It is
+        called after each epoch, and once in advance to see that it works, with the classifier, a list of the validation
+        texts and their labels, and with `sample_weight` if they have weights. Class weights are no part of it.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Precision of the matrix products; weights stay in float32. "auto" takes bfloat16, on a GPU without it float16,
         where the hardware has circuits for it, else float32.
@@ -107,7 +112,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     warm_start : bool, default=False
         Whether `fit` goes on from the weights of the last `fit` or `partial_fit`, head included, instead of loading
         `model` anew: then `model`, `revision`, `pooling` and `dropout` are not looked at, the labels must be the same,
-        and the learning rate takes its whole course again.
+        and the learning rate takes its whole course again. With `early_stopping` pass an int as `random_state`, or
+        `X_val`: another split would hold out texts that the last fit has learnt from.
     random_state : int, RandomState instance or None, default=None
         Seeds the head, the split for early stopping, the order of the texts and dropout, and nothing outside the
         classifier. An int gives the same weights at each fit on one CPU; on a GPU up to the order in which its kernels
@@ -132,7 +138,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Validation score of each epoch; None without early stopping.
     best_validation_score_ : float or None
         Validation score of the epoch whose weights were kept: the one with the best score, or if `scoring` is None
-        with the lowest validation loss. None without early stopping.
+        with the lowest `validation_loss` in `history_`, whose accuracy need not be the highest. None without early
+        stopping.
     best_loss_ : float or None
         Lowest training loss of an epoch; None with early stopping.
     model_ : torch.nn.Module
@@ -141,8 +148,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     tokenizer_ : transformers.PreTrainedTokenizerBase
         The tokenizer.
     truncation_ : dict
-        What `max_length` cut from the training texts: `texts` and `tokens` are counts, `per_class` maps each label to
-        such a dict. Of a text over 32,768 characters the tokens that were never read are estimated from its length.
+        What `max_length` cut from the texts that the last `fit` or `partial_fit` trained on: `texts` and `tokens` are
+        counts, `per_class` maps each label to such a dict. Of a text over 32,768 characters the tokens that were never
+        read are estimated from its length.
     n_features_in_ : int
         Number of columns, 1 or 2. Only after a fit on 2-D input.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -322,7 +330,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Where metadata routing passes `X_val` through a search or a cross-validation, scikit-learn cuts it into folds
         if it is as long as `X`. Pass validation texts of another length, or leave the split to `early_stopping`.
         """
+        from bertclf._device import choose_compute
         from bertclf._random import draw_seed
+        from bertclf._tasks import Task
 
         self._check_parameters()
         texts = read_texts(X)
@@ -330,34 +340,38 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         classes = Classes.of(labels)
         goes_on = self.warm_start and self.__sklearn_is_fitted__()
         if goes_on:
-            self._check_same_kind(texts, classes)
+            classes = self._same_kind(texts, classes)
         labelled, class_weights = self._labelled(texts, labels, sample_weight, classes=classes)
         held_out = read_validation(
             X_val, y_val, sample_weight_val, like=texts, classes=classes, class_weights=class_weights
         )
+        compute = choose_compute(device=self.device, precision=self.precision)
         seed = draw_seed(self.random_state)
         if self.early_stopping and held_out is None:
             labelled, held_out = split(labelled, fraction=self.validation_fraction, seed=seed)
 
         auto = self.epochs == "auto"
         epochs = automatic_epochs(n_texts=len(labelled), batch_size=self.batch_size) if auto else int(self.epochs)
-        metadata = None if sample_weight is None else {"sample_weight": sample_weight}
-        context = self._init_callback_context(max_subtasks=epochs)
-        with Task(context, {"estimator": self}, data={"X": X, "y": y, "metadata": metadata}, snapshot=dict) as task:
+        attributes: dict[str, Any] = {}
+        with Task(
+            self._init_callback_context(max_subtasks=epochs) if self._has_callbacks else Silence(),
+            {"estimator": self},
+            data={"X": X, "y": y, "metadata": None if sample_weight is None else {"sample_weight": sample_weight}},
+            device=compute.device,
+            snapshot=lambda: attributes,
+        ) as task:
             state, trained = self._train(
-                labelled, held_out=held_out, classes=classes, goes_on=goes_on, epochs=epochs, seed=seed, task=task
+                labelled,
+                held_out=held_out,
+                classes=classes,
+                goes_on=goes_on,
+                epochs=epochs,
+                seed=seed,
+                compute=compute,
+                task=task,
             )
-            scores = [row["validation_score"] for row in trained.history]
-            losses = [row["training_loss"] for row in trained.history]
-            self._forget()
-            self.__dict__.update(state, **_columns_of(texts))
-            self.n_iter_ = len(trained.history)
-            self.history_ = trained.history
-            self.loss_curve_ = losses
-            self.validation_scores_ = scores if self.early_stopping else None
-            self.best_validation_score_ = None if trained.best_epoch is None else scores[trained.best_epoch - 1]
-            self.best_loss_ = None if self.early_stopping else min(losses)
-            self._optimizer_state = None
+            attributes |= _fitted_attributes(state, trained, n_iter=len(trained.history))
+        self._become(attributes)
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
@@ -368,7 +382,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         many calls will come, there is neither warm-up nor decay. What AdamW remembers of the gradients is kept from
         call to call, and in pickles, which are three times as large for it; a `fit` begins and ends without.
 
-        A call that fails leaves the classifier as it was.
+        A call that fails leaves the classifier as it was. Callbacks are not told of it.
 
         Parameters
         ----------
@@ -397,7 +411,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         FloatingPointError
             If the training diverges.
         """
+        from bertclf._device import choose_compute
         from bertclf._random import draw_seed, seed_of_part
+        from bertclf._tasks import Task
 
         self._check_parameters()
         self._check_fits_in_parts()
@@ -408,9 +424,10 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             raise ValueError("classes must be passed on the first call to partial_fit.")
         known = self._classes if classes is None else read_classes(classes, labels=labels)
         if goes_on:
-            self._check_same_kind(texts, known)
+            known = self._same_kind(texts, known)
             self._check_columns(X, texts)
         labelled, _ = self._labelled(texts, labels, sample_weight, classes=known)
+        compute = choose_compute(device=self.device, precision=self.precision)
         history = self.history_ if goes_on else []
 
         state, trained = self._train(
@@ -420,17 +437,14 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             goes_on=goes_on,
             epochs=1,
             seed=seed_of_part(draw_seed(self.random_state), part=len(history)),
-            task=Task(Silence(), {}),
+            compute=compute,
+            task=Task(Silence(), {}, device=compute.device),
             in_parts=True,
         )
-        self.__dict__.update(state if goes_on else state | _columns_of(texts))
-        self.n_iter_ = 1
-        self.history_ = [*history, _continued(trained.history[0], history)]
-        self.loss_curve_ = [row["training_loss"] for row in self.history_]
-        self.validation_scores_ = None
-        self.best_validation_score_ = None
-        self.best_loss_ = min(self.loss_curve_)
-        self._optimizer_state = trained.optimizer_state
+        if goes_on:
+            state |= {name: getattr(self, name, None) for name in ("n_features_in_", "feature_names_in_")}
+        trained = replace(trained, history=[*history, _continued(trained.history[0], history)])
+        self._become(_fitted_attributes(state, trained, n_iter=1) | {"_optimizer_state": trained.optimizer_state})
         return self
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float32]:
@@ -519,20 +533,19 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         goes_on: bool,
         epochs: int,
         seed: int,
-        task: Task,
+        compute: "Compute",
+        task: "Task",
         in_parts: bool = False,
     ) -> tuple[dict[str, Any], "Trained"]:
         """Load or copy the network and train it; return the attributes that predicting needs, and what training left.
 
         The classifier itself stays as it was.
         """
-        from bertclf._device import choose_compute
         from bertclf._network import width
         from bertclf._random import seeded
         from bertclf._tokens import resolve_max_length, truncation_report
         from bertclf._training import Validation, train
 
-        compute = choose_compute(device=self.device, precision=self.precision)
         with seeded(seed, compute.device):
             checkpoint = self._copied() if goes_on else self._load(classes)
             network, tokenizer = checkpoint.network, checkpoint.tokenizer
@@ -550,6 +563,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 "_takes_pairs": labelled.texts.are_pairs,
                 "_max_length": max_length,
                 "_compute": compute,
+                "n_features_in_": labelled.texts.n_columns,
+                "feature_names_in_": labelled.texts.column_names,
             }
             validation = None
             if held_out is not None:
@@ -564,7 +579,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 compute=compute,
                 generator=np.random.default_rng(seed),
                 task=task,
-                snapshot=lambda: state | {"model_": copy.deepcopy(network)},
+                snapshot=lambda so_far: (
+                    _fitted_attributes(state, so_far, n_iter=len(so_far.history)) | {"model_": copy.deepcopy(network)}
+                ),
                 optimizer_state=self._optimizer_state if in_parts and goes_on else None,
                 verbose=bool(self.verbose),
             )
@@ -591,24 +608,27 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         from bertclf._random import undisturbed
 
         scorer = check_scoring(self, self.scoring)
-        texts = held_out.texts.as_list()
+        texts, labels = held_out.texts.as_list(), metric_labels(held_out.labels)
         weights = {} if held_out.weights is None else {"sample_weight": held_out.weights}
+        attributes = _fitted_attributes(state, None, n_iter=0) | {"classes_": metric_labels(state["classes_"])}
 
         def score(logits: npt.NDArray[np.float32]) -> float:
             """Return the score that the validation texts get with these logits."""
             classifier = object.__new__(_WithKnownLogits)
-            classifier.__dict__.update(vars(self), **state, _known_texts=texts, _known_logits=logits)
+            classifier.__dict__.update(self.get_params(deep=False), **attributes)
+            classifier.__dict__.update(_known_texts=texts, _known_logits=logits)
             with undisturbed(state["_compute"].device):
-                return float(scorer(classifier, texts, held_out.labels, **weights))
+                return float(scorer(classifier, texts, labels, **weights))
 
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 score(np.zeros((len(held_out), len(state["classes_"])), dtype=np.float32))
         except Exception as error:
+            given = " and sample_weight" if weights else ""
             raise ValueError(
                 f"scoring={self.scoring!r} can't score the validation texts: {type(error).__name__}: {error} Pass a "
-                "scorer that suits the labels and returns one number."
+                f"scorer that suits the labels{given} and returns one number."
             ) from error
         return score
 
@@ -634,21 +654,22 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 "the weights as a dict: sklearn.utils.class_weight.compute_class_weight returns them."
             )
 
-    def _check_same_kind(self, texts: Texts, classes: Classes) -> None:
-        """Raise if training can't go on with such texts and classes."""
+    def _same_kind(self, texts: Texts, classes: Classes) -> Classes:
+        """Return the classes of the last fit, or raise if training can't go on with such texts and classes."""
         if classes != self._classes:
             raise ValueError(
-                f"The classes are {quote(classes.values.tolist())}, but were {quote(self.classes_.tolist())} when "
+                f"The classes are {classes.described()}, but were {self._classes.described()} when "
                 "BertSequenceClassifier was fitted before: a network that is trained on keeps its classes. Use a new "
                 "classifier."
             )
         self._check_pairs(texts)
+        return self._classes
 
     def _check_columns(self, X: Any, texts: Texts) -> None:
         """Raise if texts are of another kind than the fitted ones, or come in columns under other names."""
         self._check_pairs(texts)
         has_columns = len(getattr(X, "shape", ())) == 2
-        if has_columns and hasattr(self, "n_features_in_"):
+        if has_columns and getattr(self, "n_features_in_", None) is not None:
             validate_data(self, X, reset=False, skip_check_array=True)
 
     def _check_pairs(self, texts: Texts) -> None:
@@ -708,11 +729,18 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         )
         return without_weightless(weigh_classes(labelled, class_weights)), class_weights
 
-    def _forget(self) -> None:
-        """Delete what an earlier fit left that this one may not set."""
+    def _become(self, attributes: dict[str, Any]) -> None:
+        """Take on the attributes of a fit, and forget what an earlier one left of columns."""
         for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self, name):
-                delattr(self, name)
+            self.__dict__.pop(name, None)
+            if attributes[name] is None:
+                del attributes[name]
+        self.__dict__.update(attributes)
+
+    @property
+    def _has_callbacks(self) -> bool:
+        """Whether anyone listens: contexts of callbacks would be kept for every batch until the fit ends."""
+        return bool(getattr(self, "_skl_callbacks", None))
 
     def __copy__(self) -> Self:
         """Return a classifier that shares the fitted network: through a pickle, a copy would write all its weights."""
@@ -791,10 +819,24 @@ def _tokens_of(texts: Texts, network: "Network", tokenizer: Any, *, max_length: 
     return tokenize(texts.first, texts.second, tokenizer=tokenizer, max_length=max_length, with_segments=with_segments)
 
 
-def _columns_of(texts: Texts) -> dict[str, Any]:
-    """Return the attributes that describe the columns of a 2-D input."""
-    columns = {"n_features_in_": texts.n_columns, "feature_names_in_": texts.column_names}
-    return {name: value for name, value in columns.items() if value is not None}
+def _fitted_attributes(state: dict[str, Any], trained: "Trained | None", *, n_iter: int) -> dict[str, Any]:
+    """Return all attributes of a fitted classifier: those that predicting needs, and those that tell of the training.
+
+    `trained` is None before the first epoch.
+    """
+    history = [] if trained is None else trained.history
+    best_epoch = None if trained is None else trained.best_epoch
+    losses = [row["training_loss"] for row in history]
+    scores = [row["validation_score"] for row in history]
+    return state | {
+        "n_iter_": n_iter,
+        "history_": history,
+        "loss_curve_": losses,
+        "validation_scores_": None if best_epoch is None else scores,
+        "best_validation_score_": None if best_epoch is None else scores[best_epoch - 1],
+        "best_loss_": None if best_epoch is not None else min(losses, default=None),
+        "_optimizer_state": None,
+    }
 
 
 def _continued(row: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:

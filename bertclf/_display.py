@@ -100,12 +100,11 @@ class TrainingDisplay:
             ) from error
         if ax is None:
             _, ax = plt.subplots()
-        epochs = [row["epoch"] for row in self.history]
         self.lines_ = []
         for name in ("training", "validation"):
-            losses = [row[f"{name}_loss"] for row in self.history]
-            if None not in losses:
-                self.lines_ += ax.plot(epochs, losses, **({"marker": "o", "label": name} | kwargs))
+            points = [(row["epoch"], row[f"{name}_loss"]) for row in self.history if row[f"{name}_loss"] is not None]
+            if points:
+                self.lines_ += ax.plot(*zip(*points, strict=True), **({"marker": "o", "label": name} | kwargs))
         ax.set(xlabel="Epoch", ylabel="Loss (cross-entropy)")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend()

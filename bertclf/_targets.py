@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +14,21 @@ from sklearn.utils.validation import column_or_1d
 
 from bertclf._inputs import Texts, described, is_missing, quote, read_texts
 
+LABELS_SHOWN = 10
+COLLECTIONS = (list, tuple, set, frozenset, np.ndarray)
+
 Targets = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+
+
+def metric_labels(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return labels as numpy and scikit-learn can compare them with others: StringDType as objects."""
+    return labels.astype(object) if labels.dtype.kind == "T" else labels
+
+
+def quote_all(values: npt.NDArray[Any]) -> str:
+    """Return the first of some labels for an error, and how many there are if they are many."""
+    shown = ", ".join(quote(value) for value in values[:LABELS_SHOWN].tolist())
+    return f"[{shown}]" if len(values) <= LABELS_SHOWN else f"[{shown}, ...] ({len(values)} labels)"
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,10 @@ class Classes:
         """Whether a text can have any number of the labels."""
         return self.indicator_dtype is not None
 
+    def described(self) -> str:
+        """Return the classes for an error."""
+        return f"{len(self)} columns of an indicator matrix" if self.are_multilabel else quote_all(self.values)
+
     def encode(self, labels: npt.NDArray[Any], *, name: str = "y") -> Targets:
         """Return targets: positions among the classes, of shape (n_texts,), or the indicator matrix as float32.
 
@@ -75,14 +94,15 @@ class Classes:
                     f"{name} has {labels.shape[1]} columns, but there are {len(self)} labels. Pass a column for each."
                 )
             return labels.astype(np.float32)
-        unknown = ~np.isin(labels, self.values)
+        labels, values = metric_labels(labels), metric_labels(self.values)
+        unknown = ~np.isin(labels, values)
         if unknown.any():
             row = int(np.argmax(unknown))
             raise ValueError(
-                f"{name}[{row}] is {quote(labels[row])}, a class that is not among the classes of the training: "
-                f"{quote(self.values.tolist())}. Drop those rows, or train on texts of that class too."
+                f"{name}[{row}] is {quote(labels[row : row + 1].tolist()[0])}, a class that is not among the classes "
+                f"of the training: {quote_all(values)}. Drop those rows, or train on texts of that class too."
             )
-        return np.searchsorted(self.values, labels).astype(np.int64)
+        return np.searchsorted(values, labels).astype(np.int64)
 
     def decode(self, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         """Return the labels that probabilities stand for, in the type in which labels came."""
@@ -131,13 +151,16 @@ def read_classes(classes: Any, *, labels: npt.NDArray[Any]) -> Classes:
     ValueError
         If they are not labels, or for an indicator matrix not the numbers of its columns.
     """
-    values = np.unique(read_labels(classes, n_texts=len(classes), name="classes"))
+    if isinstance(classes, (str, bytes, Mapping)) or not hasattr(classes, "__len__") or not len(classes):
+        raise ValueError(f"classes is {described(classes)}, but all labels are needed. Pass a list of them.")
+    listed = sorted(classes) if isinstance(classes, Set) else classes
+    values = np.unique(read_labels(listed, n_texts=len(listed), name="classes", texts_name="classes"))
     if labels.ndim == 1:
         return Classes(values)
     announced = Classes.of(labels)
     if announced != Classes(values, labels.dtype):
         raise ValueError(
-            f"classes is {quote(values.tolist())}, but y is a matrix of {len(announced)} columns. Pass "
+            f"classes is {quote_all(values)}, but y is a matrix of {len(announced)} columns. Pass "
             f"range({len(announced)})."
         )
     return announced
@@ -210,9 +233,10 @@ def read_class_weight(
         return _weights_of_values(class_weight, classes.values, targets, weights, name="class_weight")
     one_each = class_weight if isinstance(class_weight, list) else [class_weight] * len(classes)
     if isinstance(class_weight, dict) or len(one_each) != len(classes):
+        given = "a dict" if isinstance(class_weight, dict) else f"a list of {len(one_each)}"
         raise ValueError(
-            f"class_weight is a {type(class_weight).__name__} of length {len(class_weight)}, but y has {len(classes)} "
-            "labels. Pass a list with one dict a label, such as [{0: 1, 1: 5}, ...]."
+            f"class_weight is {given}, but y is a matrix of {len(classes)} columns. Pass a list with one dict for each "
+            "of them, such as [{0: 1, 1: 5}, ...]."
         )
     columns = [
         _weights_of_values(one, np.arange(2), targets[:, label], weights, name=f"class_weight[{label}]")
@@ -290,6 +314,7 @@ def weigh_classes(labelled: LabelledTexts, class_weights: npt.NDArray[np.float64
         If all products are zero.
     """
     targets, weights = labelled.targets, labelled.loss_weights
+    class_weights = class_weights / class_weights.max()
     if targets.ndim == 2:
         products = weights[:, None] * np.where(targets > 0, class_weights[1], class_weights[0])
     else:
@@ -331,6 +356,12 @@ def read_validation(
         kinds = {True: "pairs", False: "single texts"}
         raise ValueError(
             f"X_val holds {kinds[texts.are_pairs]}, but X holds {kinds[like.are_pairs]}. Pass the same kind to both."
+        )
+    names, expected = texts.column_names, like.column_names
+    if names is not None and expected is not None and names.tolist() != expected.tolist():
+        raise ValueError(
+            f"X_val has the columns {names.tolist()}, but X has {expected.tolist()}. Pass the same columns in the same "
+            "order."
         )
     labels = read_labels(y_val, n_texts=len(texts), name="y_val", texts_name="X_val")
     labelled = label_texts(
@@ -383,22 +414,26 @@ def _as_matrix(y: Any, name: str) -> npt.NDArray[Any] | None:
     if issparse(y):
         return y.toarray() if y.shape[1] > 1 else None
     if isinstance(y, (list, tuple)):
-        if not y or not isinstance(y[0], (list, tuple, set, np.ndarray)):
+        if not y or not isinstance(y[0], COLLECTIONS):
             return None
         try:
             matrix = np.array(y)
         except ValueError:
             matrix = np.empty(0)
-        if matrix.ndim != 2 or (matrix.shape[1] > 1 and matrix.dtype.kind not in "biuf"):
-            raise ValueError(
-                f"{name}[0] is {described(y[0])}, but labels come one a text or as a matrix of zeros and ones. Turn "
-                "lists of labels into such a matrix with sklearn.preprocessing.MultiLabelBinarizer."
-            )
+        if matrix.ndim != 2 or (matrix.shape[1] > 1 and matrix.dtype.kind not in "biufO"):
+            _refuse_collection(y[0], name)
         y = matrix
     shape: tuple[int, ...] = getattr(y, "shape", ())
     if len(shape) < 2 or (len(shape) == 2 and shape[1] == 1):
         return None
     return y.to_numpy() if hasattr(y, "to_numpy") else np.asarray(y)
+
+
+def _refuse_collection(item: Any, name: str) -> None:
+    raise ValueError(
+        f"{name}[0] is {described(item)}, but labels come one a text or as a matrix of zeros and ones. Turn lists of "
+        "labels into such a matrix with sklearn.preprocessing.MultiLabelBinarizer."
+    )
 
 
 def _read_indicators(matrix: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
@@ -408,16 +443,23 @@ def _read_indicators(matrix: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
             f"{name}.shape == {matrix.shape}, but labels come one a text, or as a matrix with a row a text and a "
             "column a label. Reshape it."
         )
+    if matrix.dtype.kind in "biuf":
+        good = np.isin(matrix, (0, 1))
+    else:
+        good = np.array([[isinstance(cell, Real) and cell in (0, 1) for cell in row] for row in matrix.tolist()])
+    if not good.all():
+        row, column = np.argwhere(~good)[0].tolist()
+        cell = matrix[row : row + 1, column].tolist()[0]
+        rule = (
+            "every text needs a 0 or a 1 for every label. Fill the gaps, or drop those texts."
+            if is_missing(cell)
+            else "an indicator matrix holds 0 and 1 alone: several classes for each of several outputs "
+            "(multiclass-multioutput) and continuous targets are not supported. Use "
+            "sklearn.multioutput.MultiOutputClassifier for several outputs."
+        )
+        raise ValueError(f"{name}[{row}, {column}] is {described(cell)}, but {rule}")
     if matrix.dtype.kind == "O":
         matrix = np.array(matrix.tolist())
-    good = np.isin(matrix, (0, 1)) if matrix.dtype.kind in "biuf" else np.zeros(matrix.shape, dtype=bool)
-    if not good.all():
-        row, column = (int(position) for position in np.argwhere(~good)[0])
-        raise ValueError(
-            f"{name}[{row}, {column}] is {described(matrix[row, column].item())}, but an indicator matrix holds 0 and "
-            "1 alone: several classes for each of several outputs (multiclass-multioutput) and continuous targets are "
-            "not supported. Use sklearn.multioutput.MultiOutputClassifier for several outputs."
-        )
     return matrix
 
 
@@ -427,6 +469,8 @@ def _read_column(y: Any, name: str) -> npt.NDArray[Any]:
         _check_label_types(list(y), name)
     elif hasattr(y, "to_numpy") and not hasattr(y, "to_pylist"):
         y = y.to_numpy()
+    if isinstance(y, np.ndarray) and y.dtype.kind == "O" and y.size and isinstance(y.flat[0], COLLECTIONS):
+        _refuse_collection(y.flat[0], name)
     # scikit-learn knows no StringDType, whose labels are classes whatever they say.
     are_strings = getattr(getattr(y, "dtype", None), "kind", "") == "T"
     labels: npt.NDArray[Any] = np.ravel(y) if are_strings and y.ndim == 1 else column_or_1d(y, warn=True)
@@ -468,13 +512,21 @@ def _weights_of_values(
         unknown = [label for label in class_weight if label not in labels]
         # A fold of a cross-validation may lack a class that has a weight; a class without one beside it is a slip.
         if unknown and not all(label in class_weight for label in labels):
-            raise ValueError(f"{name} names {quote(unknown[0])}, which is not among the classes {quote(labels)}.")
-        answer = np.array([class_weight.get(label, 1.0) for label in labels], dtype=np.float64)
+            raise ValueError(
+                f"{name} names {quote(unknown[0])}, which is not among the classes {quote_all(values)}. Correct the "
+                "label, or leave it out."
+            )
+        given = [class_weight.get(label, 1.0) for label in labels]
+        if not all(isinstance(weight, Real) for weight in given):
+            wrong = next(weight for weight in given if not isinstance(weight, Real))
+            raise ValueError(f"{name} holds {described(wrong)}, but a weight must be a number. Pass numbers.")
+        answer = np.array(given, dtype=np.float64)
     elif class_weight is not None:
         raise ValueError(f"{name} is {described(class_weight)}, but must be a dict from 0 and 1 to weights.")
     if not (np.isfinite(answer) & (answer >= 0)).all() or not answer.any():
         raise ValueError(
-            f"{name} gives {quote(answer.tolist())}, but weights must be finite, not negative, and not all zero."
+            f"{name} gives {quote_all(answer)}, but weights must be finite, not negative, and not all zero. Leave out "
+            "a label to weigh it 1."
         )
     return answer
 

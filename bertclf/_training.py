@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,10 @@ from tqdm.auto import tqdm
 from transformers import SchedulerType, get_scheduler
 
 from bertclf._batches import padded_batch, random_batches, to_device
-from bertclf._callbacks import Task
 from bertclf._device import Compute
 from bertclf._inference import predict_logits
 from bertclf._network import Network
+from bertclf._tasks import Task
 from bertclf._tokens import TokenStore
 
 # Reading a loss makes the host wait for a GPU, so losses are looked at this rarely.
@@ -34,6 +35,7 @@ FLOOR, DECAY_SHARE = 0.1, 0.1
 
 # State of an optimiser by name of weight and quantity, such as "classifier.bias:exp_avg".
 OptimizerState = dict[str, torch.Tensor]
+SCALER = "gradient scaler"
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def train(
     compute: Compute,
     generator: np.random.Generator,
     task: Task,
-    snapshot: Callable[[], dict[str, Any]] | None = None,
+    snapshot: Callable[[Trained], dict[str, Any]],
     optimizer_state: OptimizerState | None = None,
     verbose: bool,
 ) -> Trained:
@@ -127,8 +129,8 @@ def train(
         Source of the order of the texts.
     task : Task
         The fit, as callbacks follow it; they may end an epoch or the training.
-    snapshot : callable or None
-        What a callback can ask for after an epoch, see `Task`.
+    snapshot : callable
+        Returns what a callback can ask for after an epoch, see `Task`, from what training has left by then.
     optimizer_state : dict or None
         What AdamW remembers from an earlier training of this network; None begins anew.
     verbose : bool
@@ -148,12 +150,17 @@ def train(
     steps_per_epoch = math.ceil(len(training.tokens) / settings.batch_size)
     n_steps = settings.epochs * steps_per_epoch
     optimization = _Optimization(network, settings, n_steps=n_steps, compute=compute, state=optimizer_state)
-    best = None if settings.n_iter_no_change is None else _BestWeights()
+    best = None if settings.n_iter_no_change is None else _BestWeights(watches_loss=settings.watches_loss)
     history: list[dict[str, Any]] = []
     step = 0
+
+    def so_far() -> dict[str, Any]:
+        """Return what a callback can ask for after an epoch."""
+        return snapshot(Trained(list(history), None if best is None else best.epoch, {}))
+
     with tqdm(total=n_steps, unit="step", disable=not verbose) as bar:
         for epoch in range(1, settings.epochs + 1):
-            with task.epoch(n_batches=steps_per_epoch, snapshot=snapshot) as epoch_task:
+            with task.epoch(n_batches=steps_per_epoch, snapshot=so_far) as epoch_task:
                 start = time.perf_counter()
                 loss, steps = _train_epoch(
                     network,
@@ -185,14 +192,14 @@ def train(
                 optimization.end_epoch(loss if validation_loss is None else validation_loss)
                 if verbose:
                     bar.write(_line(history[-1], settings.epochs))
-            if best is not None and validation_loss is not None and validation_score is not None:
-                best.see(network, -validation_loss if settings.watches_loss else validation_score, epoch=epoch)
-                if epoch - best.epoch == settings.n_iter_no_change:
-                    break
-            if epoch_task.is_last:
+                if best is not None and validation_loss is not None and validation_score is not None:
+                    best.see(network, epoch, loss=validation_loss, score=validation_score)
+            if epoch_task.is_last or (best is not None and epoch - best.epoch == settings.n_iter_no_change):
                 break
-    if best is not None:
-        best.restore(network)
+        if best is not None:
+            best.restore(network)
+            if verbose:
+                bar.write(f"kept the weights of epoch {best.epoch}")
     _check_weights(network)
     return Trained(history, None if best is None else best.epoch, optimization.state)
 
@@ -223,23 +230,37 @@ def classification_loss(
 
 
 class _BestWeights:
-    """The weights of the best epoch so far, kept in the memory of the host."""
+    """The weights of the best epoch so far, kept in the memory of the host.
 
-    def __init__(self) -> None:
-        self.value = -math.inf
+    The best epoch is the one with the lowest validation loss; or where a score is watched, the one with the highest
+    score, and among equals the one with the lowest loss: on few texts scores such as the accuracy stand still while
+    the loss still falls. A NaN is as bad as can be.
+    """
+
+    def __init__(self, *, watches_loss: bool) -> None:
         self.epoch = 0
+        self._watches_loss = watches_loss
+        self._value = (-math.inf, -math.inf)
         self._weights: dict[str, torch.Tensor] = {}
 
-    def see(self, network: Network, value: float, *, epoch: int) -> None:
-        """Keep the weights of an epoch if no earlier one was as good; a NaN is as bad as can be."""
-        if not self.epoch or value > self.value:
-            self.value = -math.inf if math.isnan(value) else value
-            self.epoch = epoch
+    def see(self, network: Network, epoch: int, *, loss: float, score: float) -> None:
+        """Keep the weights of an epoch if no earlier one was as good."""
+        watched = 0.0 if self._watches_loss else score
+        value = (-math.inf if math.isnan(watched) else watched, -math.inf if math.isnan(loss) else -loss)
+        if not self.epoch or value > self._value:
+            self.epoch, self._value = epoch, value
             self._weights = {name: weight.to("cpu", copy=True) for name, weight in network.state_dict().items()}
 
     def restore(self, network: Network) -> None:
         """Give the network the weights of the best epoch."""
         network.load_state_dict(self._weights)
+        if self._value[0] == -math.inf:
+            warnings.warn(
+                "scoring gave NaN after every epoch, so early stopping kept the epoch with the lowest validation loss, "
+                f"{self.epoch}. Pass a scorer that is defined on the validation texts.",
+                UserWarning,
+                stacklevel=2,
+            )
 
 
 class _Optimization:
@@ -261,25 +282,35 @@ class _Optimization:
         self.optimizer = make_optimizer(
             network, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        self.scaler = compute.gradient_scaler()
         self._remember(state or {})
         self.schedule = _make_schedule(self.optimizer, settings, n_steps=n_steps)
-        self.scaler = compute.gradient_scaler()
 
     @property
     def state(self) -> OptimizerState:
-        """What AdamW remembers, by name of weight and quantity."""
-        return {
+        """What AdamW remembers, by name of weight and quantity, and with float16 the scale of the loss."""
+        remembered = {
             f"{name}:{quantity}": value
             for name, weight in self.network.named_parameters()
             for quantity, value in self.optimizer.state.get(weight, {}).items()
         }
+        return remembered | {
+            f"{SCALER}:{name}": torch.tensor(value, dtype=torch.float64)
+            for name, value in self.scaler.state_dict().items()
+        }
 
     def _remember(self, state: OptimizerState) -> None:
-        """Take up a copy of what AdamW remembered."""
+        """Take up a copy of what AdamW and the scaler remembered."""
         weights = dict(self.network.named_parameters())
+        scaler = self.scaler.state_dict()
         for key, value in state.items():
             name, quantity = key.rsplit(":", 1)
-            self.optimizer.state[weights[name]][quantity] = value.to(weights[name].device, copy=True)
+            if name == SCALER:
+                scaler |= {quantity: type(scaler[quantity])(value.item())} if quantity in scaler else {}
+            else:
+                self.optimizer.state[weights[name]][quantity] = value.to(weights[name].device, copy=True)
+        if scaler:
+            self.scaler.load_state_dict(scaler)
 
     @property
     def learning_rate(self) -> float:

@@ -63,9 +63,67 @@ def test_a_callback_hears_of_the_fit_its_epochs_and_their_batches(clf):
     assert recording.hooks[-2:] == [("end", "fit"), ("teardown", "fit")]
 
 
-def test_callbacks_do_not_change_the_training(clf):
+class Disturbing(Recording):
+    """Draws from torch's generator wherever it is called."""
+
+    def on_fit_task_begin(self, estimator, context):
+        torch.manual_seed(1)
+
+    def on_fit_task_end(self, estimator, context):
+        torch.manual_seed(2)
+
+
+@pytest.mark.parametrize("observer", [Recording, Disturbing])
+def test_callbacks_do_not_change_the_training(clf, observer):
     plain = clone(clf).fit(TEXTS, LABELS).predict_proba(TEXTS)
-    np.testing.assert_array_equal(clf.set_callbacks(Recording()).fit(TEXTS, LABELS).predict_proba(TEXTS), plain)
+    np.testing.assert_array_equal(clf.set_callbacks(observer()).fit(TEXTS, LABELS).predict_proba(TEXTS), plain)
+
+
+class Keeping(Recording):
+    """Keeps a pickle of the classifier of each epoch and of the fit."""
+
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):
+        if context.task_name != "batch":
+            self.fitted.append(pickle.loads(pickle.dumps(fitted_estimator.set_callbacks())))
+
+
+def test_the_classifier_of_an_epoch_is_whole(clf):
+    keeping = Keeping()
+    clf.set_params(early_stopping=True).fit(TEXTS, LABELS, X_val=TEXTS, y_val=LABELS)
+    clf.set_callbacks(keeping).fit(TEXTS, LABELS, X_val=TEXTS, y_val=LABELS)
+
+    epochs = [*range(1, clf.n_iter_ + 1), clf.n_iter_]
+    assert [len(kept.history_) for kept in keeping.fitted] == [kept.n_iter_ for kept in keeping.fitted] == epochs
+    last = keeping.fitted[-1]
+    assert last.best_validation_score_ == clf.best_validation_score_
+    np.testing.assert_array_equal(last.predict_proba(TEXTS), clf.predict_proba(TEXTS))
+
+
+@pytest.mark.parametrize("columns", [["title"], ["title", "body"], None])
+def test_the_classifier_of_an_epoch_knows_nothing_of_earlier_columns(clf, columns):
+    import pandas as pd
+
+    clf.fit(pd.DataFrame({"body": TEXTS}), LABELS)
+    X = TEXTS if columns is None else pd.DataFrame(dict.fromkeys(columns, TEXTS))
+    monitor = callback.ScoringMonitor(scoring="accuracy")
+    clf.set_callbacks(monitor).fit(X, LABELS)
+    assert len(monitor.get_logs().data) == 4
+
+
+class Failing(Recording):
+    """Fails at the end of the fit."""
+
+    def on_fit_task_end(self, estimator, context):
+        if context.task_name == "fit":
+            raise RuntimeError("out of order")
+
+
+def test_a_callback_that_fails_at_the_end_leaves_the_classifier_as_it_was(clf):
+    before = clf.fit(TEXTS, LABELS).predict_proba(TEXTS)
+    with pytest.raises(RuntimeError, match="out of order"):
+        clf.set_callbacks(Failing()).fit(TEXTS, ["x", "y"] * 7)
+    assert clf.classes_.tolist() == ["fresh", "rotten"]
+    np.testing.assert_array_equal(clf.predict_proba(TEXTS), before)
 
 
 def test_the_classifier_of_an_epoch_stays_as_it_was_after_that_epoch(clf):

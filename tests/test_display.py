@@ -37,6 +37,13 @@ def test_without_validation_there_is_one_curve():
     assert [line.get_label() for line in TrainingDisplay(history=history).plot().lines_] == ["training"]
 
 
+def test_rows_without_validation_are_left_out_of_its_curve():
+    history = [*HISTORY, {"epoch": 3, "training_loss": 0.3, "validation_loss": None}]  # as after partial_fit
+    training, validation = TrainingDisplay(history=history).plot().lines_
+    assert list(training.get_xdata()) == [1, 2, 3]
+    assert list(validation.get_xdata()) == [1, 2]
+
+
 def test_draws_on_given_axes_with_given_style():
     import matplotlib.pyplot as plt
 

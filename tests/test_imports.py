@@ -23,6 +23,7 @@ ROOMS = [
     "_checkpoint",
     "_inference",
     "_callbacks",
+    "_tasks",
     "_training",
     "_persistence",
     "_display",

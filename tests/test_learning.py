@@ -41,8 +41,8 @@ def test_early_stopping_keeps_the_weights_of_the_epoch_with_the_lowest_loss(clf,
     kept = []
     keep = _training._BestWeights.see
 
-    def see(self, network, value, *, epoch):
-        keep(self, network, value, epoch=epoch)
+    def see(self, network, epoch, **measured):
+        keep(self, network, epoch, **measured)
         kept.append({name: weight.clone() for name, weight in network.state_dict().items()})
 
     monkeypatch.setattr(_training._BestWeights, "see", see)
@@ -60,7 +60,7 @@ def test_early_stopping_keeps_the_weights_of_the_epoch_with_the_lowest_loss(clf,
 
 def test_early_stopping_watches_the_score_where_one_is_named(clf, monkeypatch):
     clf.set_params(epochs=10, early_stopping=True, n_iter_no_change=2, scoring="f1_macro")
-    losing(monkeypatch, [(0.9, 0.1), (0.5, 0.3), (0.6, 0.9), (0.4, np.nan), (0.3, 0.9), (0.1, 1.0)])
+    losing(monkeypatch, [(0.9, 0.1), (0.5, 0.3), (0.6, 0.9), (0.4, np.nan), (0.7, 0.9), (0.1, 1.0)])
     clf.fit(MANY, NOISY)
 
     assert clf.n_iter_ == 5
@@ -181,6 +181,23 @@ def test_a_scorer_that_can_not_work_is_told_before_the_training(clf, monkeypatch
 def test_a_misspelt_scorer_is_told_before_anything_is_read(clf):
     with pytest.raises(ValueError, match="'f1_makro' is not a valid scoring value"):
         clf.set_params(scoring="f1_makro").fit(None, None)
+
+
+def test_labels_of_stringdtype_are_scored_too(clf):
+    labels = np.array(NOISY, dtype=np.dtypes.StringDType())
+    clf.set_params(early_stopping=True, scoring="f1_macro").fit(MANY, labels)
+    assert clf.classes_.dtype == labels.dtype
+    assert clf.fit(MANY, labels, X_val=TEXTS, y_val=LABELS).best_validation_score_ > 0
+
+
+def pickling_scorer(estimator, texts, labels):
+    pickle.dumps(estimator)
+    return float(len(estimator.history_) + estimator.n_iter_)
+
+
+def test_a_scorer_may_pickle_what_it_gets_and_read_all_that_a_fit_leaves(clf):
+    clf.set_params(scoring=pickling_scorer).fit(MANY, NOISY, X_val=TEXTS, y_val=LABELS)
+    assert clf.history_[-1]["validation_score"] == 0
 
 
 def test_too_few_texts_of_a_class_to_hold_some_out_are_told(clf):
@@ -331,6 +348,8 @@ def test_a_warm_start_with_other_classes_is_refused(clf):
     clf.set_params(warm_start=True).fit(TEXTS, LABELS)
     with pytest.raises(ValueError, match=r"The classes are \['a', 'b'\], but were \['fresh', 'rotten'\]"):
         clf.fit(TEXTS, ["a", "b"] * 7)
+    with pytest.raises(ValueError, match=r"are 3 columns of an indicator matrix, but were \['fresh', 'rotten'\]"):
+        clf.fit(TEXTS, MATRIX)
     with pytest.raises(ValueError, match=r"single texts and pairs can't be exchanged"):
         clf.fit([(text, text) for text in TEXTS], LABELS)
     assert clf.score(TEXTS, LABELS) >= 0
@@ -400,6 +419,13 @@ def test_partial_fit_meets_classes_that_come_later(clf):
     assert clf.classes_.tolist() == ["fresh", "rotten"]
     clf.partial_fit(TEXTS[-3:], LABELS[-3:])
     assert clf.predict_proba(TEXTS).shape == (len(TEXTS), 2)
+
+
+def test_going_on_keeps_the_type_of_the_labels(clf):
+    labels = (np.array(LABELS) == "fresh").astype(np.int8)
+    clf.partial_fit(TEXTS, labels, classes=np.array([0, 1], dtype=np.int8))
+    assert clf.partial_fit(TEXTS, labels, classes=[0, 1]).classes_.dtype == np.int8
+    assert clf.set_params(warm_start=True).fit(TEXTS, labels.astype(int)).classes_.dtype == np.int8
 
 
 def test_partial_fit_takes_an_indicator_matrix(clf):

@@ -22,6 +22,7 @@ from bertclf._targets import (
     read_class_weight,
     read_classes,
     read_labels,
+    read_validation,
     read_weights,
     split,
     weigh_classes,
@@ -273,7 +274,6 @@ def test_labels_that_no_text_or_every_text_has_are_multilabel(matrix: Any) -> No
         ([[1, 0], [0, 2]], "y[1, 1] is int (2)"),
         ([[1, 0], [0, -1]], "y[1, 1] is int (-1)"),
         ([[1.0, 0.5], [0.0, 1.0]], "y[0, 1] is float (0.5)"),
-        ([[1.0, np.nan], [0.0, 1.0]], "y[0, 1] is float (nan)"),
         (np.array([["a", "b"], ["b", "a"]]), "y[0, 0] is str ('a')"),
         (np.array([["a", 1], ["b", 0]], dtype=object), "y[0, 0] is str ('a')"),
         (csr_matrix([[1, 0], [0, 3]]), "y[1, 1] is int (3)"),
@@ -282,6 +282,36 @@ def test_labels_that_no_text_or_every_text_has_are_multilabel(matrix: Any) -> No
 def test_a_matrix_of_anything_else_is_refused_with_its_place(matrix: Any, offender: str) -> None:
     with pytest.raises(ValueError, match=saying(offender, "holds 0 and 1 alone", "multiclass-multioutput")):
         read_labels(matrix, n_texts=2)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "missing"),
+    [
+        ([[1.0, np.nan], [0.0, 1.0]], "float (nan)"),
+        ([[1, None], [0, 1]], "NoneType (None)"),
+        (np.array([[1, None], [0, 1]], dtype=object), "NoneType (None)"),
+        (pd.DataFrame({"a": [1, 0], "b": [pd.NA, 1]}, dtype="Int64"), "NAType (<NA>)"),
+    ],
+    ids=["nan", "list", "object array", "frame"],
+)
+def test_a_gap_in_a_matrix_is_refused_with_its_place(matrix: Any, missing: str) -> None:
+    with pytest.raises(ValueError, match=saying(f"y[0, 1] is {missing}", "Fill the gaps")):
+        read_labels(matrix, n_texts=2)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pd.Series([["a", "b"], ["a"]]),
+        pd.Series([["a", "b"], ["b", "a"]]),
+        pd.Series([{"a"}, {"b"}]),
+        pl.Series([["a", "b"], ["a"]]),
+    ],
+    ids=["ragged", "even", "sets", "polars"],
+)
+def test_a_column_of_lists_is_refused_with_the_way_to_a_matrix(labels: Any) -> None:
+    with pytest.raises(ValueError, match=saying("y[0] is ", "MultiLabelBinarizer")):
+        read_labels(labels, n_texts=2)
 
 
 @pytest.mark.parametrize("labels", [[["a", "b"], ["b", "a"]], [["a"], ["a", "b"]], [[], ["a"]], [{"a"}, {"a", "b"}]])
@@ -356,12 +386,13 @@ def test_a_class_that_a_fold_lacks_may_have_a_weight() -> None:
     ("class_weight", "labels", "parts"),
     [
         ({"a": 2, "z": 3}, ["a", "b"], ("class_weight names 'z'", "not among the classes ['a', 'b']")),
+        ({"a": "2"}, ["a", "b"], ("class_weight holds str ('2')", "must be a number")),
         ({"a": -1}, ["a", "b"], ("class_weight gives [-1.0, 1.0]", "not negative")),
         ({"a": np.nan}, ["a", "b"], ("class_weight gives [nan, 1.0]", "finite")),
         ({"a": 0, "b": 0}, ["a", "b"], ("class_weight gives [0.0, 0.0]", "not all zero")),
         ([{0: 1}], [0, 1], ("class_weight is a list", "Pass a dict")),
-        ({0: 1}, np.eye(2), ("class_weight is a dict of length 1, but y has 2 labels", "one dict a label")),
-        ([{0: 1}], np.eye(2), ("class_weight is a list of length 1, but y has 2 labels", "one dict a label")),
+        ({0: 1}, np.eye(2), ("class_weight is a dict, but y is a matrix of 2 columns", "one dict for each")),
+        ([{0: 1}], np.eye(2), ("class_weight is a list of 1, but y is a matrix of 2 columns", "one dict for each")),
         ([{0: 1}, 3], np.eye(2), ("class_weight[1] is int (3)", "must be a dict")),
         ([{0: 1}, {2: 5}], np.eye(2), ("class_weight[1] names 2", "not among the classes [0, 1]")),
     ],
@@ -379,10 +410,11 @@ def labelled(labels: Any, sample_weight: Any = None, class_weight: Any = None) -
 
 
 def test_the_loss_weighs_a_text_by_itself_and_by_its_class() -> None:
-    assert labelled(["b", "a"], [1.0, 0.5], {"a": 2, "b": 3}).loss_weights.tolist() == [3, 1]
+    assert labelled(["b", "a"], [1.0, 0.5], {"a": 2, "b": 4}).loss_weights.tolist() == [1, 0.25]
+    assert labelled(["b", "a"], None, {"a": 1e308, "b": 1e308}).loss_weights.tolist() == [1, 1]
 
     many = labelled([[1, 0], [0, 0]], [1.0, 0.5], [{0: 1, 1: 3}, {0: 2, 1: 4}])
-    assert many.loss_weights.tolist() == [[3, 2], [0.5, 1]]
+    assert many.loss_weights.tolist() == [[0.75, 0.5], [0.125, 0.25]]
 
 
 def test_weights_that_cancel_each_other_are_refused() -> None:
@@ -518,7 +550,33 @@ def test_weights_are_left_as_they_were() -> None:
 def test_announced_classes_are_sorted_and_checked() -> None:
     assert read_classes(["b", "a", "b"], labels=np.array(["a"])).values.tolist() == ["a", "b"]
     assert read_classes(range(2), labels=np.eye(2, dtype=bool)) == Classes(np.arange(2), np.dtype(bool))
+    assert read_classes({"b", "a"}, labels=np.array(["a"])).values.tolist() == ["a", "b"]
+    for wrong in (2, "ab", [], (label for label in "ab")):
+        with pytest.raises(ValueError, match=saying("classes is ", "all labels are needed. Pass a list")):
+            read_classes(wrong, labels=np.array(["a"]))
     with pytest.raises(ValueError, match=saying("classes[1] is NoneType")):
         read_classes(["a", None], labels=np.array(["a"]))
     with pytest.raises(ValueError, match=saying("classes is [0, 1, 2], but y is a matrix of 2 columns", "range(2)")):
         read_classes([0, 1, 2], labels=np.eye(2))
+
+
+@pytest.mark.parametrize(("given_classes", "given_labels"), [(STRING, "<U3"), ("<U3", STRING), (STRING, object)])
+def test_string_labels_are_found_whatever_type_of_string_they_are(given_classes: Any, given_labels: Any) -> None:
+    classes = Classes(np.array(["bad", "fine"], dtype=given_classes))
+    assert classes.encode(np.array(["bad"], dtype=given_labels)).tolist() == [0]
+    with pytest.raises(ValueError, match=saying("y[0] is 'no', a class that is not among", "['bad', ")):
+        classes.encode(np.array(["no"], dtype=given_labels))
+
+
+def test_many_classes_are_quoted_in_part() -> None:
+    assert Classes(np.arange(10_000)).described() == "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...] (10000 labels)"
+    assert Classes(np.arange(2), np.dtype(int)).described() == "2 columns of an indicator matrix"
+
+
+def test_validation_texts_in_other_columns_are_refused() -> None:
+    frame = pd.DataFrame({"question": ["a"], "answer": ["b"]})
+    like, classes = read_texts(frame), Classes(np.array(["yes"]))
+    with pytest.raises(ValueError, match=saying("X_val has the columns ['answer', 'question'], but X has ['question'")):
+        read_validation(
+            frame[["answer", "question"]], ["yes"], None, like=like, classes=classes, class_weights=np.ones(1)
+        )

@@ -11,10 +11,11 @@ from conftest import LABELS, TEXTS
 from torch.nn.functional import cross_entropy
 
 from bertclf import BertSequenceClassifier, _training
-from bertclf._callbacks import Silence, Task
+from bertclf._callbacks import Silence
 from bertclf._checkpoint import load_checkpoint
 from bertclf._classifier import BertSequenceClassifier as Classifier
 from bertclf._device import Compute
+from bertclf._tasks import Task
 from bertclf._tokens import tokenize
 from bertclf._training import LabelledTokens, TrainingSettings, Validation, classification_loss, make_optimizer, train
 
@@ -69,7 +70,8 @@ def trained(loaded, training=None, *, validation=None, compute=CPU, state=None, 
         settings=settings(**changes),
         compute=compute,
         generator=np.random.default_rng(0),
-        task=task or Task(Silence(), {}),
+        task=task or Task(Silence(), {}, device=compute.device),
+        snapshot=lambda so_far: {},
         optimizer_state=state,
         verbose=False,
     )
@@ -305,7 +307,7 @@ class Recorder:
 
 def test_callbacks_hear_of_every_epoch_and_batch(loaded):
     context = Recorder()
-    with Task(context, {"owner": 1}, data={"X": 2}, snapshot=dict) as task:
+    with Task(context, {"owner": 1}, data={"X": 2}, device=CPU.device, snapshot=dict) as task:
         trained(loaded, task=task, epochs=2, batch_size=7)
     epoch = [
         "fit epoch 1 of 2",
@@ -316,7 +318,7 @@ def test_callbacks_hear_of_every_epoch_and_batch(loaded):
         "fit epoch 1 batch 2 of 0",
         "begin fit epoch 1 batch 2 ['owner']",
         "end fit epoch 1 batch 2 ['owner']",
-        "end fit epoch 1 ['X', 'owner']",
+        "end fit epoch 1 ['X', 'owner', 'reconstruction_attributes']",
     ]
     second = [line.replace("epoch 1", "epoch 2") for line in epoch]
     first_and_last = ["begin fit ['X', 'owner']"], ["end fit ['X', 'owner', 'reconstruction_attributes']"]
@@ -328,7 +330,7 @@ def test_callbacks_hear_of_every_epoch_and_batch(loaded):
     [("fit epoch 2", [2, 4]), ("fit epoch 1 batch 1", [1, 3, 5]), ("fit", [2, 4, 6])],
 )
 def test_a_callback_that_asks_to_stop_ends_the_tasks_of_its_kind(loaded, rates, stop, steps):
-    history = run(loaded, task=Task(Recorder(stops=[stop]), {}), epochs=3, batch_size=7)
+    history = run(loaded, task=Task(Recorder(stops=[stop]), {}, device=CPU.device), epochs=3, batch_size=7)
     assert [row["step"] for row in history] == steps
     assert len(rates) == steps[-1]
 
@@ -337,13 +339,38 @@ def test_a_failed_batch_is_not_told_as_ended(loaded, monkeypatch):
     context = Recorder()
     monkeypatch.setattr(_training, "classification_loss", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run(loaded, task=Task(context, {}))
+        run(loaded, task=Task(context, {}, device=CPU.device))
     assert not [line for line in context.record if line.startswith("end")]
 
 
-@pytest.mark.parametrize("values", [[np.nan, np.nan, np.nan], [np.nan, 0.1, np.nan]])
-def test_a_score_that_is_no_number_is_as_bad_as_can_be(loaded, monkeypatch, values):
-    scores = iter(values)
-    monkeypatch.setattr(_training, "_measure", lambda *args, **kwargs: (0.5, next(scores)))
-    best = trained(loaded, epochs=3, n_iter_no_change=3, watches_loss=False).best_epoch
-    assert best == (1 if np.isnan(values[1]) else 2)
+def test_a_score_that_is_no_number_is_as_bad_as_can_be(loaded, monkeypatch):
+    rows = iter([(0.5, math.nan), (0.9, 0.1), (0.4, math.nan)])
+    monkeypatch.setattr(_training, "_measure", lambda *args, **kwargs: next(rows))
+    assert trained(loaded, epochs=3, n_iter_no_change=3, watches_loss=False).best_epoch == 2
+
+
+def test_scores_that_are_never_a_number_are_told_and_the_loss_is_watched(loaded, monkeypatch):
+    rows = iter([(0.5, math.nan), (0.4, math.nan), (0.6, math.nan)])
+    monkeypatch.setattr(_training, "_measure", lambda *args, **kwargs: next(rows))
+    with pytest.warns(UserWarning, match=r"scoring gave NaN after every epoch.*lowest validation loss, 2"):
+        assert trained(loaded, epochs=3, n_iter_no_change=3, watches_loss=False).best_epoch == 2
+
+
+def test_among_equal_scores_the_lowest_loss_is_the_best(loaded, monkeypatch):
+    """Accuracy stands still on few texts while the network still learns: that is no reason to stop."""
+    rows = iter([(0.9, 0.5), (0.8, 0.5), (0.7, 0.5), (0.75, 0.5), (0.6, 0.4)])
+    monkeypatch.setattr(_training, "_measure", lambda *args, **kwargs: next(rows))
+    answer = trained(loaded, epochs=9, n_iter_no_change=2, watches_loss=False)
+    assert (len(answer.history), answer.best_epoch) == (5, 3)
+
+
+def test_the_scale_of_float16_gradients_goes_on_with_the_optimiser(loaded):
+    """A scale that overflows is halved and its step skipped: forgotten, it would skip the next step as well."""
+    compute = Compute(torch.device("cpu"), torch.float16)
+    first = trained(loaded, compute=compute, epochs=1)
+    state = {name: value.clone() for name, value in first.optimizer_state.items()}
+    scale = f"{_training.SCALER}:scale"
+    assert state[scale] == 65536
+    state[scale] /= 1024
+    assert trained(loaded, compute=compute, epochs=1, state=state).optimizer_state[scale] == 64
+    assert scale not in trained(loaded, epochs=1, state=state).optimizer_state
