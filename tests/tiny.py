@@ -47,6 +47,18 @@ def _openai_gpt() -> transformers.PreTrainedTokenizerBase:
     return transformers.OpenAIGPTTokenizer(vocab=vocab, merges=[], model_max_length=POSITIONS)
 
 
+def _deberta() -> transformers.PreTrainedTokenizerBase:
+    """The class with the template that checkpoints bring along: transformers 5.3 makes none by itself, 5.4 does."""
+    from tokenizers.processors import TemplateProcessing
+
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    tokenizer = _unigram(transformers.DebertaV2Tokenizer, special, unk_id=3)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return tokenizer
+
+
 def _modernbert() -> transformers.PreTrainedTokenizerBase:
     """ModernBERT has no tokenizer class of its own: a fast tokenizer with byte-level pieces and BERT's template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -78,9 +90,7 @@ TOKENIZERS = {
     "roberta": lambda: _byte_level(transformers.RobertaTokenizer),
     "xlm-roberta": lambda: _unigram(transformers.XLMRobertaTokenizer, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]),
     "albert": lambda: _unigram(transformers.AlbertTokenizer, ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]),
-    "deberta-v2": lambda: _unigram(
-        transformers.DebertaV2Tokenizer, ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"], unk_id=3
-    ),
+    "deberta-v2": _deberta,
     "modernbert": _modernbert,
     "gpt2": lambda: _byte_level(transformers.GPT2Tokenizer),
     "openai-gpt": _openai_gpt,
