@@ -183,6 +183,10 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     (1, 2)
     """
 
+    # Where scikit-learn links to from a notebook: there is no public page yet, and "" links to none.
+    _doc_link_module = "bertclf"
+    _doc_link_template = ""
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "model": [str, os.PathLike],
         "revision": [str, None],

@@ -23,7 +23,7 @@ def test_parameter_table_is_the_signature():
 
 def test_python_examples_run(checkpoint: Path):
     blocks = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     code = "\n".join(blocks)
     assert code.count('model="bert-base-uncased"') == code.count("BertSequenceClassifier(")
     namespace: dict[str, object] = {}
