@@ -102,8 +102,9 @@ EXPECTED_FAILURES = {
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", SkipTestWarning)  # that of `two_d_array=False`
     CHECKS_FOR_TEXTS = list(estimator_checks_generator(BertSequenceClassifier()))
+# Not strict: on another machine the two sums may happen to round alike.
 CHECKS_FOR_NUMBERS = list(
-    estimator_checks_generator(NUMBERS, expected_failed_checks=EXPECTED_FAILURES, mark="xfail", xfail_strict=True)
+    estimator_checks_generator(NUMBERS, expected_failed_checks=EXPECTED_FAILURES, mark="xfail", xfail_strict=False)
 )
 
 
