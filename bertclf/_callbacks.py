@@ -7,11 +7,7 @@ try:
 except ImportError:
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Stands in for the mixin of scikit-learn 1.9: nobody listens."""
-
-        def _init_callback_context(self, **settings: Any) -> "Silence":
-            """Return a context that tells nobody."""
-            return Silence()
+        """Stands in for the mixin of scikit-learn 1.9: no callback can be set."""
 
     def with_callbacks(method: Any) -> Any:
         """Return the method itself: there is nothing to tear down."""

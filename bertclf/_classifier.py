@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from bertclf._tokens import TokenStore
     from bertclf._training import LabelledTokens, Trained, TrainingSettings
 
+# What a fit on 2-D input tells of its columns; until a fit is taken on, None where there is nothing to tell.
+COLUMN_ATTRIBUTES = ("n_features_in_", "feature_names_in_")
+
 # The rooms that need torch and transformers are imported by the methods that use them: importing bertclf must cost no
 # more than importing scikit-learn.
 
@@ -446,7 +449,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             in_parts=True,
         )
         if goes_on:
-            state |= {name: getattr(self, name, None) for name in ("n_features_in_", "feature_names_in_")}
+            state |= {name: getattr(self, name, None) for name in COLUMN_ATTRIBUTES}
         trained = replace(trained, history=[*history, _continued(trained.history[0], history)])
         self._become(_fitted_attributes(state, trained, n_iter=1) | {"_optimizer_state": trained.optimizer_state})
         return self
@@ -610,11 +613,13 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         from sklearn.metrics import check_scoring
 
         from bertclf._random import undisturbed
+        from bertclf._training import Trained
 
         scorer = check_scoring(self, self.scoring)
         texts, labels = held_out.texts.as_list(), metric_labels(held_out.labels)
         weights = {} if held_out.weights is None else {"sample_weight": held_out.weights}
-        attributes = _fitted_attributes(state, None, n_iter=0) | {"classes_": metric_labels(state["classes_"])}
+        untrained = Trained(history=[], best_epoch=None, optimizer_state={})
+        attributes = _fitted_attributes(state, untrained, n_iter=0) | {"classes_": metric_labels(state["classes_"])}
 
         def score(logits: npt.NDArray[np.float32]) -> float:
             """Return the score that the validation texts get with these logits."""
@@ -735,11 +740,10 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
 
     def _become(self, attributes: dict[str, Any]) -> None:
         """Take on the attributes of a fit, and forget what an earlier one left of columns."""
-        for name in ("n_features_in_", "feature_names_in_"):
-            self.__dict__.pop(name, None)
-            if attributes[name] is None:
-                del attributes[name]
         self.__dict__.update(attributes)
+        for name in COLUMN_ATTRIBUTES:
+            if attributes[name] is None:
+                del self.__dict__[name]
 
     @property
     def _has_callbacks(self) -> bool:
@@ -823,13 +827,12 @@ def _tokens_of(texts: Texts, network: "Network", tokenizer: Any, *, max_length: 
     return tokenize(texts.first, texts.second, tokenizer=tokenizer, max_length=max_length, with_segments=with_segments)
 
 
-def _fitted_attributes(state: dict[str, Any], trained: "Trained | None", *, n_iter: int) -> dict[str, Any]:
+def _fitted_attributes(state: dict[str, Any], trained: "Trained", *, n_iter: int) -> dict[str, Any]:
     """Return all attributes of a fitted classifier: those that predicting needs, and those that tell of the training.
 
-    `trained` is None before the first epoch.
+    Before the first epoch the history is empty.
     """
-    history = [] if trained is None else trained.history
-    best_epoch = None if trained is None else trained.best_epoch
+    history, best_epoch = trained.history, trained.best_epoch
     losses = [row["training_loss"] for row in history]
     scores = [row["validation_score"] for row in history]
     return state | {

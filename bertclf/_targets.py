@@ -31,7 +31,7 @@ def quote_all(values: npt.NDArray[Any]) -> str:
     return f"[{shown}]" if len(values) <= LABELS_SHOWN else f"[{shown}, ...] ({len(values)} labels)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Classes:
     """What a text can be labelled with.
 
@@ -509,7 +509,8 @@ def _weights_of_values(
         )
     elif isinstance(class_weight, dict):
         labels = values.tolist()
-        unknown = [label for label in class_weight if label not in labels]
+        known = set(labels)
+        unknown = [label for label in class_weight if label not in known]
         # A fold of a cross-validation may lack a class that has a weight; a class without one beside it is a slip.
         if unknown and not all(label in class_weight for label in labels):
             raise ValueError(

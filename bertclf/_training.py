@@ -32,7 +32,6 @@ LOSS_SCHEDULES = {"reduce_lr_on_plateau", "greedy"}
 # (Hägele et al. (2024), "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations": 10 to 20 %).
 FLOOR, DECAY_SHARE = 0.1, 0.1
 
-
 # State of an optimiser by name of weight and quantity, such as "classifier.bias:exp_avg".
 OptimizerState = dict[str, torch.Tensor]
 SCALER = "gradient scaler"

@@ -21,7 +21,7 @@ from sklearn.ensemble import StackingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score, log_loss, make_scorer
+from sklearn.metrics import accuracy_score, f1_score, log_loss, make_scorer
 from sklearn.model_selection import (
     GridSearchCV,
     HalvingGridSearchCV,
@@ -98,16 +98,14 @@ def threshold(clf, training, test):
 def stacking(clf, training, test):
     """Stack the network and TF-IDF: logistic regression on the probabilities of both."""
     stack = StackingClassifier([("network", clf), ("tfidf", tfidf())], cv=2).fit(*training)
-    for name, model in {"network": stack.named_estimators_["network"], "TF-IDF": tfidf().fit(*training)}.items():
-        accuracy = np.mean(labels_of(stack, model, test[0]) == np.asarray(test[1]))
-        print(f"accuracy {accuracy:.3f} of {name} alone")
+    network = stack.named_estimators_["network"]
+    alone = {
+        "the network": stack.classes_[network.predict(test[0])],  # inside a stack labels are positions
+        "TF-IDF": tfidf().fit(*training).predict(test[0]),
+    }
+    for name, predicted in alone.items():
+        print(f"accuracy {accuracy_score(test[1], predicted):.3f} of {name} alone")
     print(f"accuracy {stack.score(*test):.3f} of both")
-
-
-def labels_of(stack, model, texts):
-    """Return the predictions of a model in the caller's labels: inside a stack they are encoded as integers."""
-    predicted = model.predict(texts)
-    return stack.classes_[predicted] if predicted.dtype.kind == "i" else predicted
 
 
 def early_stopping(clf, training, test):

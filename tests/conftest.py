@@ -1,6 +1,7 @@
 """Tiny checkpoints of every architecture, built in temporary folders, and the texts that the tests share."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,11 @@ BAD = [
 ]
 TEXTS = GOOD + BAD
 LABELS = ["fresh"] * len(GOOD) + ["rotten"] * len(BAD)
+
+
+def saying(*parts: str) -> str:
+    """Return a pattern that finds these parts in this order."""
+    return "(?s)" + ".*".join(re.escape(part) for part in parts)
 
 
 @pytest.fixture(scope="session")

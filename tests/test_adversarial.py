@@ -1,7 +1,6 @@
 """Rows 1 to 29 of the table of bad input and bad days, each through the public classifier alone."""
 
 import pickle
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
-from conftest import LABELS, TEXTS
+from conftest import LABELS, TEXTS, saying
 from datasets import Dataset
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
@@ -54,11 +53,6 @@ def fitted_on_pairs(make: Maker) -> BertSequenceClassifier:
 def use(request: pytest.FixtureRequest, make: Maker, fitted: BertSequenceClassifier) -> Callable[[Any], Any]:
     """What passes a container of texts to the classifier: `fit`, and `predict_proba` of a fitted one."""
     return fitted.predict_proba if request.param == "predict_proba" else lambda X: make().fit(X, LABELS)
-
-
-def saying(*parts: str) -> str:
-    """Return a pattern that finds these parts in this order."""
-    return "(?s)" + ".*".join(re.escape(part) for part in parts)
 
 
 def with_item(items: list[Any], row: int, item: Any) -> list[Any]:

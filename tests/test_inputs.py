@@ -9,6 +9,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from conftest import saying
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,11 +22,6 @@ WORDS = ["a fine film", "dull", "", " two  spaces\n", "naïve 漢字 😀"]
 OTHERS = ["one", "two", "three", "four", "five"]
 PAIRS = list(zip(WORDS, OTHERS, strict=True))
 STRING = np.dtypes.StringDType()
-
-
-def saying(*parts: str) -> str:
-    """Return a pattern that finds these parts in this order."""
-    return "(?s)" + ".*".join(re.escape(part) for part in parts)
 
 
 def object_array(items: list[Any]) -> np.ndarray:

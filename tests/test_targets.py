@@ -1,6 +1,5 @@
 """The room `_targets`: labels, class weights and sample weights, and what is wrong with them."""
 
-import re
 from typing import Any
 
 import numpy as np
@@ -8,6 +7,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from conftest import saying
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
@@ -30,11 +30,6 @@ from bertclf._targets import (
 )
 
 STRING = np.dtypes.StringDType()
-
-
-def saying(*parts: str) -> str:
-    """Return a pattern that finds these parts in this order."""
-    return "(?s)" + ".*".join(re.escape(part) for part in parts)
 
 
 LABELS = {
