@@ -38,6 +38,7 @@ from bertclf._version import __version__
 if TYPE_CHECKING:
     from bertclf._checkpoint import Checkpoint
     from bertclf._device import Compute
+    from bertclf._engine import Engine
     from bertclf._network import Network
     from bertclf._tasks import Task
     from bertclf._tokens import TokenStore
@@ -145,6 +146,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         stopping.
     best_loss_ : float or None
         Lowest training loss of an epoch; None with early stopping.
+    micro_batch_size_ : int
+        Most texts that the last `fit` or `partial_fit` sent through the network at once: `batch_size`, or fewer where
+        the memory of the device asks for parts. The step is that of the whole batch all the same.
     model_ : torch.nn.Module
         The network, called with `input_ids` and `attention_mask` and returning an output with `logits`. It is the
         sequence-classification class of transformers where the pooling is that of the architecture.
@@ -548,6 +552,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
 
         The classifier itself stays as it was.
         """
+        from bertclf._engine import Engine
         from bertclf._network import width
         from bertclf._random import seeded
         from bertclf._tokens import resolve_max_length, truncation_report
@@ -570,6 +575,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 "_takes_pairs": labelled.texts.are_pairs,
                 "_max_length": max_length,
                 "_compute": compute,
+                "_engine": Engine(network, device=compute.device),
                 "n_features_in_": labelled.texts.n_columns,
                 "feature_names_in_": labelled.texts.column_names,
             }
@@ -589,6 +595,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 snapshot=lambda so_far: (
                     _fitted_attributes(state, so_far, n_iter=len(so_far.history)) | {"model_": copy.deepcopy(network)}
                 ),
+                goes_on=in_parts,
                 optimizer_state=self._optimizer_state if in_parts and goes_on else None,
                 verbose=bool(self.verbose),
             )
@@ -602,7 +609,15 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         texts = read_texts(X)
         self._check_columns(X, texts)
         tokens = _tokens_of(texts, self.model_, self.tokenizer_, max_length=self._max_length)
-        return predict_logits(self.model_, tokens, compute=self._compute)
+        return predict_logits(self._engine_of_model(), tokens, compute=self._compute)
+
+    def _engine_of_model(self) -> "Engine":
+        """Return what runs the network; a new one if somebody put other modules into `model_`, or another network."""
+        from bertclf._engine import Engine
+
+        if self._engine.is_made_of(self.model_):
+            return self._engine
+        return Engine(self.model_, device=self._compute.device)
 
     def _scorer(self, held_out: LabelledTexts, state: dict[str, Any]) -> Callable[[npt.NDArray[np.float32]], float]:
         """Return a function from the logits of the validation texts to their score.
@@ -618,7 +633,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         scorer = check_scoring(self, self.scoring)
         texts, labels = held_out.texts.as_list(), metric_labels(held_out.labels)
         weights = {} if held_out.weights is None else {"sample_weight": held_out.weights}
-        untrained = Trained(history=[], best_epoch=None, optimizer_state={})
+        untrained = Trained(history=[], best_epoch=None, optimizer_state={}, micro_batch_size=0)
         attributes = _fitted_attributes(state, untrained, n_iter=0) | {"classes_": metric_labels(state["classes_"])}
 
         def score(logits: npt.NDArray[np.float32]) -> float:
@@ -776,6 +791,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             from bertclf._persistence import to_state
 
             del state["_compute"]
+            del state["_engine"]
             state["checkpoint"] = to_state(
                 state.pop("model_"), state.pop("tokenizer_"), optimizer_state=state.pop("_optimizer_state")
             )
@@ -791,6 +807,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         if stored is None:
             return
         from bertclf._device import compute_after_loading
+        from bertclf._engine import Engine
         from bertclf._persistence import InconsistentBertclfVersionWarning, from_state
 
         if original != __version__:
@@ -799,6 +816,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         self._compute = compute_after_loading(device=self.device, precision=self.precision)
         self._compute.place(checkpoint.network)
         self.model_ = checkpoint.network
+        self._engine = Engine(self.model_, device=self._compute.device)
         self.tokenizer_ = checkpoint.tokenizer
 
 
@@ -841,6 +859,7 @@ def _fitted_attributes(state: dict[str, Any], trained: "Trained", *, n_iter: int
         "loss_curve_": losses,
         "validation_scores_": None if best_epoch is None else scores,
         "best_validation_score_": None if best_epoch is None else scores[best_epoch - 1],
+        "micro_batch_size_": trained.micro_batch_size,
         "best_loss_": None if best_epoch is not None else min(losses, default=None),
         "_optimizer_state": None,
     }

@@ -21,9 +21,18 @@ class Compute:
         """Move a network to the device, in place."""
         network.to(self.device)
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """Return a context in which matrix products run in `dtype`."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+    @property
+    def is_host(self) -> bool:
+        """Whether it is the CPU, on which all that is no matrix product is dear as well."""
+        return self.device.type == "cpu"
+
+    def autocast(self, *, enabled: bool = True) -> AbstractContextManager[None]:
+        """Return a context in which matrix products run in `dtype`, or none in another precision than its own.
+
+        Weights are cast once for all that happens within the outermost context.
+        """
+        is_lower = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled and is_lower)
 
     def gradient_scaler(self) -> torch.amp.GradScaler:
         """Return a scaler that keeps float16 gradients from vanishing, and does nothing in any other precision."""

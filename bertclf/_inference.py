@@ -4,9 +4,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bertclf._batches import batches_by_length, padded_batch
+from bertclf._budget import TokenBudget
 from bertclf._device import Compute
-from bertclf._network import Network, n_classes
+from bertclf._engine import Engine
 from bertclf._tokens import TokenStore
 
 # Tokens of one forward pass. On a CPU more is slower, since intermediate results leave its caches: with MiniLM, 400
@@ -15,29 +15,31 @@ from bertclf._tokens import TokenStore
 MAX_TOKENS = {"cpu": 1024, "mps": 16_384, "cuda": 65_536}
 
 
-def predict_logits(network: Network, store: TokenStore, *, compute: Compute) -> npt.NDArray[np.float32]:
+def predict_logits(engine: Engine, store: TokenStore, *, compute: Compute) -> npt.NDArray[np.float32]:
     """Run the network over all texts.
 
     Parameters
     ----------
-    network : Network
-        Called like a sequence-classification model of transformers; it must be in evaluation mode.
+    engine : Engine
+        Runs the network; it must be in evaluation mode.
     store : TokenStore
         The texts.
     compute : Compute
-        Device and precision; the network must be on that device.
+        Device and precision; the engine must be made for that device.
 
     Returns
     -------
     ndarray of float32, shape (n_texts, n_classes)
         Row `i` belongs to text `i`. Each batch leaves the device as soon as it is done.
     """
-    logits = np.empty((len(store), n_classes(network)), dtype=np.float32)
-    pad_id = network.config.pad_token_id
+    logits = np.empty((len(store), engine.n_classes), dtype=np.float32)
+
+    def fill_in(rows: npt.NDArray[np.int64]) -> None:
+        """Fill in the logits of some texts."""
+        logits[rows] = engine.logits(store, rows).float().cpu().numpy()
+
     with torch.inference_mode(), compute.autocast():
-        for rows in batches_by_length(store.lengths, max_tokens=MAX_TOKENS[compute.device.type]):
-            batch = padded_batch(store, rows, pad_id=pad_id, device=compute.device)
-            logits[rows] = network(**batch).logits.float().cpu().numpy()
+        TokenBudget(MAX_TOKENS[compute.device.type]).run(store.lengths, fill_in)
     return logits
 
 

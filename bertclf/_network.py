@@ -142,12 +142,12 @@ def length_limit(network: Network, tokenizer: PreTrainedTokenizerBase) -> int | 
     limits = [tokenizer.model_max_length]
     positions = getattr(network.config, "max_position_embeddings", None)
     if positions is not None and positions > 0:
-        limits.append(positions - _reserved_positions(network))
+        limits.append(positions - reserved_positions(network))
     limit = min(limits)
     return int(limit) if limit < LARGEST_REAL_LIMIT else None
 
 
-def _reserved_positions(network: Network) -> int:
+def reserved_positions(network: Network) -> int:
     """Return how many rows of the position table no token uses: RoBERTa and its kin count from padding_idx + 1."""
     for name, layer in network.named_modules():
         if name.endswith("position_embeddings") and isinstance(layer, nn.Embedding):

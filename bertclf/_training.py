@@ -12,11 +12,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from tqdm.auto import tqdm
 from transformers import SchedulerType, get_scheduler
 
-from bertclf._batches import padded_batch, random_batches, to_device
+from bertclf._batches import random_batches, to_device
+from bertclf._budget import TokenBudget
 from bertclf._device import Compute
+from bertclf._dropout import KeepMasks
+from bertclf._engine import Engine
 from bertclf._inference import predict_logits
 from bertclf._network import Network
 from bertclf._tasks import Task
@@ -24,6 +28,13 @@ from bertclf._tokens import TokenStore
 
 # Reading a loss makes the host wait for a GPU, so losses are looked at this rarely.
 STEPS_BETWEEN_CHECKS = 50
+
+# Tokens of one forward and backward pass: what bounds the memory of training.
+MAX_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 65_536}
+
+# Texts of one pass where texts are padded: a random batch in parts of similar length needs little padding, but on a GPU
+# more, smaller passes cost more than padding.
+MAX_PADDED_TEXTS = {"cpu": 8}
 
 # Schedules that look at the loss, once an epoch; all others count steps.
 LOSS_SCHEDULES = {"reduce_lr_on_plateau", "greedy"}
@@ -89,12 +100,15 @@ class Trained:
     best_epoch : int or None
         Epoch, counted from 1, whose weights the network has after early stopping; None without it.
     optimizer_state : dict of str to Tensor
-        What AdamW remembers of the gradients, to train on from here.
+        What AdamW remembers of the gradients, to train on from here; empty if that was not asked for.
+    micro_batch_size : int
+        Most texts that went through the network at once.
     """
 
     history: list[dict[str, Any]]
     best_epoch: int | None
     optimizer_state: OptimizerState
+    micro_batch_size: int
 
 
 def train(
@@ -107,6 +121,7 @@ def train(
     generator: np.random.Generator,
     task: Task,
     snapshot: Callable[[Trained], dict[str, Any]],
+    goes_on: bool = False,
     optimizer_state: OptimizerState | None = None,
     verbose: bool,
 ) -> Trained:
@@ -115,7 +130,8 @@ def train(
     Parameters
     ----------
     network : Network
-        Called like a sequence-classification model of transformers; it must be on the device of `compute`.
+        Called like a sequence-classification model of transformers, in evaluation mode; it must be on the device of
+        `compute`.
     training : LabelledTokens
         What to learn from.
     validation : Validation or None
@@ -130,6 +146,8 @@ def train(
         The fit, as callbacks follow it; they may end an epoch or the training.
     snapshot : callable
         Returns what a callback can ask for after an epoch, see `Task`, from what training has left by then.
+    goes_on : bool, default=False
+        Whether another training is to go on from here, and needs to know what AdamW remembers.
     optimizer_state : dict or None
         What AdamW remembers from an earlier training of this network; None begins anew.
     verbose : bool
@@ -148,35 +166,40 @@ def train(
     """
     steps_per_epoch = math.ceil(len(training.tokens) / settings.batch_size)
     n_steps = settings.epochs * steps_per_epoch
-    optimization = _Optimization(network, settings, n_steps=n_steps, compute=compute, state=optimizer_state)
+    reader = Engine(network, device=compute.device)
+    engine = _make_engine(network, training, compute=compute, generator=generator, whole_table=goes_on)
+    budget = _make_budget(engine, compute)
+    optimization = _Optimization(engine, settings, n_steps=n_steps, compute=compute, state=optimizer_state)
     best = None if settings.n_iter_no_change is None else _BestWeights(watches_loss=settings.watches_loss)
     history: list[dict[str, Any]] = []
     step = 0
 
-    def so_far() -> dict[str, Any]:
-        """Return what a callback can ask for after an epoch."""
-        return snapshot(Trained(list(history), None if best is None else best.epoch, {}))
+    def so_far() -> Trained:
+        """Return what training has left by now."""
+        state = optimization.state if goes_on else {}
+        return Trained(list(history), None if best is None else best.epoch, state, budget.most_texts)
 
     with tqdm(total=n_steps, unit="step", disable=not verbose) as bar:
         for epoch in range(1, settings.epochs + 1):
-            with task.epoch(n_batches=steps_per_epoch, snapshot=so_far) as epoch_task:
+            with task.epoch(n_batches=steps_per_epoch, snapshot=lambda: snapshot(so_far())) as epoch_task:
                 start = time.perf_counter()
                 loss, steps = _train_epoch(
-                    network,
+                    engine.train(),
                     training,
                     optimization=optimization,
                     batches=random_batches(
-                        training.tokens.lengths, batch_size=settings.batch_size, generator=generator
+                        len(training.tokens), batch_size=settings.batch_size, generator=generator
                     ),
+                    budget=budget,
                     compute=compute,
                     epoch=epoch,
                     task=epoch_task,
                     bar=bar,
                 )
                 step += steps
+                optimization.put_back()
                 trained = time.perf_counter()
-                network.eval()
-                validation_loss, validation_score = _measure(network, validation, compute=compute)
+                validation_loss, validation_score = _measure(reader, validation, compute=compute)
                 history.append(
                     {
                         "epoch": epoch,
@@ -200,13 +223,14 @@ def train(
             if verbose:
                 bar.write(f"kept the weights of epoch {best.epoch}")
     _check_weights(network)
-    return Trained(history, None if best is None else best.epoch, optimization.state)
+    return so_far()
 
 
-def make_optimizer(network: Network, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+def make_optimizer(weights: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """Return AdamW in one fused kernel, with decay on matrices alone: biases and norms are vectors."""
-    matrices = [weight for weight in network.parameters() if weight.ndim > 1]
-    vectors = [weight for weight in network.parameters() if weight.ndim <= 1]
+    weights = list(weights)
+    matrices = [weight for weight in weights if weight.ndim > 1]
+    vectors = [weight for weight in weights if weight.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
@@ -267,20 +291,22 @@ class _Optimization:
 
     def __init__(
         self,
-        network: Network,
+        engine: Engine,
         settings: TrainingSettings,
         *,
         n_steps: int,
         compute: Compute,
         state: OptimizerState | None,
     ) -> None:
-        self.network = network
+        self.engine = engine
+        self.weights = engine.named_parameters()
         self.label_smoothing = settings.label_smoothing
         self.max_grad_norm = settings.max_grad_norm
         self.looks_at_loss = settings.lr_schedule in LOSS_SCHEDULES
         self.optimizer = make_optimizer(
-            network, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+            self.weights.values(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        self.shrinkage = 1.0
         self.scaler = compute.gradient_scaler()
         self._remember(state or {})
         self.schedule = _make_schedule(self.optimizer, settings, n_steps=n_steps)
@@ -290,7 +316,7 @@ class _Optimization:
         """What AdamW remembers, by name of weight and quantity, and with float16 the scale of the loss."""
         remembered = {
             f"{name}:{quantity}": value
-            for name, weight in self.network.named_parameters()
+            for name, weight in self.weights.items()
             for quantity, value in self.optimizer.state.get(weight, {}).items()
         }
         return remembered | {
@@ -300,7 +326,7 @@ class _Optimization:
 
     def _remember(self, state: OptimizerState) -> None:
         """Take up a copy of what AdamW and the scaler remembered."""
-        weights = dict(self.network.named_parameters())
+        weights = self.weights
         scaler = self.scaler.state_dict()
         for key, value in state.items():
             name, quantity = key.rsplit(":", 1)
@@ -316,17 +342,43 @@ class _Optimization:
         """The rate of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def step(self, loss: torch.Tensor) -> None:
-        """Move the weights down the gradient of the loss of one batch."""
+    def add_gradient(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a loss to that of the step to come."""
         torch.autograd.backward(self.scaler.scale(loss))
+
+    def forget_gradient(self) -> None:
+        """Drop the gradient that was added up."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Move the weights down the gradient."""
         self.scaler.unscale_(self.optimizer)
         if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
+            self._clip()
+        # Weight decay of AdamW, which also meets weights that are stood in for.
+        self.shrinkage *= 1 - self.learning_rate * self.optimizer.param_groups[0]["weight_decay"]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget_gradient()
         if not self.looks_at_loss:
             self.schedule.step()
+
+    def _clip(self) -> None:
+        """Have gradients scaled down to the largest norm allowed.
+
+        The fused step divides gradients by `grad_scale` as it reads them, which saves a pass over all of them. With
+        float16 that place is taken by the scale of the loss.
+        """
+        if self.scaler.is_enabled():
+            clip_grad_norm_(self.weights.values(), self.max_grad_norm)
+            return
+        norm = get_total_norm([weight.grad for weight in self.weights.values() if weight.grad is not None])
+        self.optimizer.grad_scale = (norm / self.max_grad_norm).clamp(min=1)
+
+    def put_back(self) -> None:
+        """Write weights that others stand in for into the network."""
+        self.engine.put_back(shrinkage=self.shrinkage)
+        self.shrinkage = 1.0
 
     def end_epoch(self, loss: float) -> None:
         """Tell a schedule that looks at the loss what it was."""
@@ -334,34 +386,49 @@ class _Optimization:
             self.schedule.step(loss)
 
 
+def _make_engine(
+    network: Network, training: LabelledTokens, *, compute: Compute, generator: np.random.Generator, whole_table: bool
+) -> Engine:
+    """Return what runs the network in training; on a CPU with cheap dropout, and only the embeddings that are used."""
+    if not compute.is_host:
+        return Engine(network, device=compute.device)
+    return Engine(
+        network,
+        device=compute.device,
+        masks=KeepMasks(int(generator.integers(1 << 32))),
+        token_ids=None if whole_table else np.unique(training.tokens.ids),
+    )
+
+
+def _make_budget(engine: Engine, compute: Compute) -> TokenBudget:
+    """Return how much of a batch goes through the network at once."""
+    device = compute.device.type
+    return TokenBudget(MAX_TOKENS[device], max_texts=None if engine.is_unpadded else MAX_PADDED_TEXTS.get(device))
+
+
 def _train_epoch(
-    network: Network,
+    engine: Engine,
     training: LabelledTokens,
     *,
     optimization: _Optimization,
     batches: Iterable[npt.NDArray[np.int64]],
+    budget: TokenBudget,
     compute: Compute,
     epoch: int,
     task: Task,
     bar: Any,
 ) -> tuple[float, int]:
     """Take one step for each batch of an epoch; return the mean training loss over its texts, and the steps taken."""
-    network.train()
     summed, n_texts = torch.zeros((), device=compute.device), 0
     unchecked: list[tuple[torch.Tensor, float]] = []
     step = 0
     for step, rows in enumerate(batches, start=1):
         with task.batch() as batch_task:
-            batch = padded_batch(training.tokens, rows, pad_id=network.config.pad_token_id, device=compute.device)
-            targets = to_device(training.targets[rows], compute.device)
-            weights = to_device(training.weights[rows], compute.device)
-            with compute.autocast():
-                logits = network(**batch).logits
-            loss = classification_loss(logits, targets, weights, label_smoothing=optimization.label_smoothing)
-            unchecked.append((loss.detach(), optimization.learning_rate))
-            summed += loss.detach() * len(rows)
+            loss = _add_gradients(engine, training, rows, optimization=optimization, budget=budget, compute=compute)
+            unchecked.append((loss, optimization.learning_rate))
+            summed += loss * len(rows)
             n_texts += len(rows)
-            optimization.step(loss)
+            optimization.step()
         if len(unchecked) == STEPS_BETWEEN_CHECKS:
             _check_losses(unchecked, epoch=epoch, last_step=step)
             unchecked.clear()
@@ -370,6 +437,41 @@ def _train_epoch(
             break
     _check_losses(unchecked, epoch=epoch, last_step=step)
     return float(summed) / n_texts, step
+
+
+def _add_gradients(
+    engine: Engine,
+    training: LabelledTokens,
+    rows: npt.NDArray[np.int64],
+    *,
+    optimization: _Optimization,
+    budget: TokenBudget,
+    compute: Compute,
+) -> torch.Tensor:
+    """Compute the gradient of the mean loss of a batch, a part of the batch at a time; return the loss."""
+    losses: list[torch.Tensor] = []
+
+    def add_part(positions: npt.NDArray[np.int64]) -> None:
+        """Add the share of some texts in the gradient."""
+        part = rows[positions]
+        loss = classification_loss(
+            engine.logits(training.tokens, part),
+            to_device(training.targets[part], compute.device),
+            to_device(training.weights[part], compute.device),
+            label_smoothing=optimization.label_smoothing,
+        ) * (len(part) / len(rows))
+        with compute.autocast(enabled=False):
+            optimization.add_gradient(loss)
+        losses.append(loss.detach())
+
+    def start_over() -> None:
+        """Forget the parts."""
+        optimization.forget_gradient()
+        losses.clear()
+
+    with compute.autocast():
+        budget.run(training.tokens.lengths[rows], add_part, start_over=start_over)
+    return torch.stack(losses).sum()
 
 
 def check_schedule(name: str) -> None:
@@ -399,13 +501,13 @@ def _make_schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings,
 
 
 def _measure(
-    network: Network, validation: Validation | None, *, compute: Compute
+    engine: Engine, validation: Validation | None, *, compute: Compute
 ) -> tuple[float, float] | tuple[None, None]:
     """Return the weighted mean of the cross-entropy, without smoothing, and the score on the validation texts."""
     if validation is None:
         return None, None
     labelled = validation.labelled
-    logits = predict_logits(network, labelled.tokens, compute=compute)
+    logits = predict_logits(engine, labelled.tokens, compute=compute)
     loss = classification_loss(
         torch.from_numpy(logits),
         torch.from_numpy(labelled.targets),
