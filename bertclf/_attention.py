@@ -108,19 +108,20 @@ class Layout:
 
     Attributes
     ----------
+    states : Tensor of shape (n_tokens, width), or None
+        Output of a lower part of the network, for the upper part to go on from.
     seen_by : list of Module
         The attention layers that have followed this layout so far.
     keys_and_values : tuple of Tensor, or None
         Keys and values that take the place of those that a layer makes, see `seen_by_firsts`.
     """
 
-    def __init__(
-        self, lengths: npt.NDArray[np.int64], *, device: torch.device, masks: KeepMasks | None = None
-    ) -> None:
+    def __init__(self, lengths: npt.NDArray[np.int64], *, device: torch.device, masks: KeepMasks | None = None) -> None:
         self.lengths = lengths
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
         self.device = device
         self.masks = masks
+        self.states: torch.Tensor | None = None
         self.seen_by: list[torch.nn.Module] = []
         self.keys_and_values: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -313,7 +314,7 @@ class _GroupedAttention(torch.autograd.Function):
     """Attention in groups of texts, with dropout, that remembers the shares and no padded copy of its input."""
 
     @staticmethod
-    def forward(  # noqa: D102
+    def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: _Pattern
     ) -> torch.Tensor:
         attended = torch.empty_like(query)
@@ -333,7 +334,7 @@ class _GroupedAttention(torch.autograd.Function):
         return attended
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, *remembered = ctx.saved_tensors
         pattern: _Pattern = ctx.pattern
         to_query, to_key, to_value = (torch.empty_like(states) for states in (query, key, value))

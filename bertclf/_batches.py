@@ -20,14 +20,20 @@ def flat_batch(
         `input_ids`, `position_ids`, which begin at `first_position` in each text, and `token_type_ids` where the store
         has segments.
     """
-    lengths = store.lengths[rows]
-    starts = np.cumsum(lengths) - lengths
-    positions = np.arange(lengths.sum()) - np.repeat(starts, lengths)
-    tokens = positions + np.repeat(store.offsets[rows], lengths)
+    tokens = places_of(store.offsets, rows)
+    positions = tokens - np.repeat(store.offsets[rows], store.lengths[rows])
     batch = {"input_ids": store.ids[tokens], "position_ids": positions + first_position}
     if store.segments is not None:
         batch["token_type_ids"] = store.segments[tokens]
     return {name: to_device(values.astype(np.int64)[None], device) for name, values in batch.items()}
+
+
+def places_of(offsets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return where the items of some rows stand in a flat array, whose row `i` is `[offsets[i]:offsets[i + 1]]`."""
+    lengths = np.diff(offsets)[rows]
+    starts = np.cumsum(lengths) - lengths
+    places: npt.NDArray[np.int64] = np.arange(lengths.sum()) + np.repeat(offsets[rows] - starts, lengths)
+    return places
 
 
 def padded_batch(
@@ -60,9 +66,7 @@ def to_device(values: npt.NDArray[np.generic], device: torch.device) -> torch.Te
     return tensor.to(device)
 
 
-def random_batches(
-    n_texts: int, *, batch_size: int, generator: np.random.Generator
-) -> Iterator[npt.NDArray[np.int64]]:
+def random_batches(n_texts: int, *, batch_size: int, generator: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
     """Yield the rows of one epoch in random batches: each row once, the last batch may hold fewer."""
     order = generator.permutation(n_texts)
     for start in range(0, n_texts, batch_size):

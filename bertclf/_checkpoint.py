@@ -355,7 +355,15 @@ def _load_network(folder: Path, config: PretrainedConfig, pooling: str | None) -
             "not read: save the checkpoint once with save_pretrained of a recent transformers."
         ) from error
     _warn_about_missing_weights(folder, network, report)
+    _take_over(network)
     return network if pooling is None else PooledClassifier(network, pooling).eval()
+
+
+@torch.no_grad()
+def _take_over(network: PreTrainedModel) -> None:
+    """Copy weights out of the file, which is mapped into memory: it may be overwritten while the network lives."""
+    for weight in network.parameters():
+        weight.data = weight.data.clone()
 
 
 def _warn_about_missing_weights(folder: Path, network: PreTrainedModel, report: dict[str, Any]) -> None:

@@ -13,12 +13,12 @@ import numpy.typing as npt
 from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bertclf._callbacks import CallbackSupportMixin, Silence, with_callbacks
 from bertclf._defaults import automatic_epochs, automatic_learning_rate
-from bertclf._inputs import Texts, read_texts
+from bertclf._inputs import Texts, read_in_parts, read_texts
 from bertclf._targets import (
     Classes,
     LabelledTexts,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from bertclf._checkpoint import Checkpoint
     from bertclf._device import Compute
     from bertclf._engine import Engine
+    from bertclf._memory import TextMemory
     from bertclf._network import Network
     from bertclf._tasks import Task
     from bertclf._tokens import TokenStore
@@ -83,6 +84,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Share of each target that is spread evenly over all classes, in [0, 1).
     dropout : float, default=None
         Probability, in [0, 1), that replaces every dropout probability of the checkpoint. None keeps them.
+    freeze : int or "encoder", default=0
+        Number of lowest layers that stay fixed, with all that they depend on, the embeddings first of all; or "encoder"
+        for all but the head. What is fixed has no dropout and is run once a text: its output is kept, in float32, as
+        long as that of all texts (4 bytes times the width for each token, with "encoder" for each text) is at most
+        1 GiB or there is a `memory`. Where layers share weights (ALBERT) 0 and "encoder" are possible.
     pooling : {"auto", "cls", "mean", "last"}, default="auto"
         How the tokens of a text become one vector: the first token, the mean, the last token. "auto" follows the
         checkpoint: its sentence-embedding configuration if it has one, else its architecture (first token for
@@ -113,6 +119,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         where the hardware has circuits for it, else float32.
     device : str, default="auto"
         Device of torch: "cpu", "cuda", "cuda:1", "mps". "auto" takes CUDA, then MPS, then the CPU.
+    memory : str, path-like, joblib.Memory or None, default=None
+        Folder that keeps token ids, and with `freeze` the output of the fixed layers, by content of the text,
+        tokenizer, length and weights: no fold and no candidate of a search tokenizes or encodes a text that another
+        one has. Any number of processes may share it. It is a file that grows and holds what texts can be made of
+        again; delete it when the search is over. None keeps nothing.
     warm_start : bool, default=False
         Whether `fit` goes on from the weights of the last `fit` or `partial_fit`, head included, instead of loading
         `model` anew: then `model`, `revision`, `pooling` and `dropout` are not looked at, the labels must be the same,
@@ -223,6 +234,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "dropout": [Interval(Real, 0, 1, closed="left"), None],
+        "freeze": [Interval(Integral, 0, None, closed="left"), StrOptions({"encoder"})],
         "pooling": [StrOptions({"auto", "cls", "mean", "last"})],
         "max_length": [Interval(Integral, 1, None, closed="left"), None],
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
@@ -232,6 +244,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         "scoring": [str, callable, None],
         "precision": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
         "device": [str],
+        "memory": [str, os.PathLike, HasMethods(["cache"]), None],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -253,6 +266,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         max_grad_norm: float | None = 1.0,
         label_smoothing: float = 0.0,
         dropout: float | None = None,
+        freeze: int | str = 0,
         pooling: str = "auto",
         max_length: int | None = None,
         class_weight: dict[Any, float] | list[dict[int, float]] | str | None = None,
@@ -262,6 +276,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         scoring: str | Callable[..., float] | None = None,
         precision: str = "auto",
         device: str = "auto",
+        memory: Any = None,
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -277,6 +292,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         self.max_grad_norm = max_grad_norm
         self.label_smoothing = label_smoothing
         self.dropout = dropout
+        self.freeze = freeze
         self.pooling = pooling
         self.max_length = max_length
         self.class_weight = class_weight
@@ -286,6 +302,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         self.scoring = scoring
         self.precision = precision
         self.device = device
+        self.memory = memory
         self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
@@ -553,7 +570,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         The classifier itself stays as it was.
         """
         from bertclf._engine import Engine
-        from bertclf._network import width
+        from bertclf._frozen import FrozenMemory
+        from bertclf._memory import open_memory
+        from bertclf._network import freeze, width
         from bertclf._random import seeded
         from bertclf._tokens import resolve_max_length, truncation_report
         from bertclf._training import Validation, train
@@ -562,10 +581,15 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             checkpoint = self._copied() if goes_on else self._load(classes)
             network, tokenizer = checkpoint.network, checkpoint.tokenizer
             compute.place(network)
+            freeze(network, self.freeze)
+            memory = open_memory(self.memory)
+            frozen_memory = None
+            if memory is not None and self.freeze != 0:
+                frozen_memory = FrozenMemory(memory, network, frozen=self.freeze, compute=compute)
             max_length = resolve_max_length(
                 self.max_length, checkpoint.length_limit, tokenizer, pairs=labelled.texts.are_pairs
             )
-            training = _tokenized(labelled, checkpoint, max_length=max_length)
+            training = _tokenized(labelled, checkpoint, max_length=max_length, memory=memory)
             state = {
                 "classes_": classes.values,
                 "model_": network,
@@ -575,14 +599,16 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 "_takes_pairs": labelled.texts.are_pairs,
                 "_max_length": max_length,
                 "_compute": compute,
-                "_engine": Engine(network, device=compute.device),
+                "_engine": Engine(network, device=compute.device, frozen=0 if frozen_memory is None else self.freeze),
+                "_frozen_memory": frozen_memory,
                 "n_features_in_": labelled.texts.n_columns,
                 "feature_names_in_": labelled.texts.column_names,
             }
             validation = None
             if held_out is not None:
                 validation = Validation(
-                    _tokenized(held_out, checkpoint, max_length=max_length), self._scorer(held_out, state)
+                    _tokenized(held_out, checkpoint, max_length=max_length, memory=memory),
+                    self._scorer(held_out, state),
                 )
             trained = train(
                 network,
@@ -595,6 +621,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 snapshot=lambda so_far: (
                     _fitted_attributes(state, so_far, n_iter=len(so_far.history)) | {"model_": copy.deepcopy(network)}
                 ),
+                frozen_memory=frozen_memory,
                 goes_on=in_parts,
                 optimizer_state=self._optimizer_state if in_parts and goes_on else None,
                 verbose=bool(self.verbose),
@@ -604,12 +631,23 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     def _logits(self, X: Any) -> npt.NDArray[np.float32]:
         """Return the logits of each text, one column a class."""
         check_is_fitted(self)
-        from bertclf._inference import predict_logits
+        parts = [self._logits_of(X, texts) for texts in read_in_parts(X)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-        texts = read_texts(X)
+    def _logits_of(self, X: Any, texts: Texts) -> npt.NDArray[np.float32]:
+        """Return the logits of some of the texts in X."""
+        from bertclf._frozen import FrozenStates
+        from bertclf._inference import predict_logits
+        from bertclf._memory import open_memory
+
         self._check_columns(X, texts)
-        tokens = _tokens_of(texts, self.model_, self.tokenizer_, max_length=self._max_length)
-        return predict_logits(self._engine_of_model(), tokens, compute=self._compute)
+        tokens = _tokens_of(
+            texts, self.model_, self.tokenizer_, max_length=self._max_length, memory=open_memory(self.memory)
+        )
+        engine, states = self._engine_of_model(), None
+        if self._frozen_memory is not None and engine.has_states:
+            states = FrozenStates(engine, tokens, memory=self._frozen_memory, is_reused=False)
+        return predict_logits(engine, tokens, compute=self._compute, states=states)
 
     def _engine_of_model(self) -> "Engine":
         """Return what runs the network; a new one if somebody put other modules into `model_`, or another network."""
@@ -739,6 +777,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm,
             label_smoothing=self.label_smoothing,
+            freeze=self.freeze if isinstance(self.freeze, str) else int(self.freeze),
             n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
             watches_loss=self.scoring is None,
         )
@@ -791,7 +830,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             from bertclf._persistence import to_state
 
             del state["_compute"]
-            del state["_engine"]
+            del state["_engine"], state["_frozen_memory"]
             state["checkpoint"] = to_state(
                 state.pop("model_"), state.pop("tokenizer_"), optimizer_state=state.pop("_optimizer_state")
             )
@@ -817,6 +856,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         self._compute.place(checkpoint.network)
         self.model_ = checkpoint.network
         self._engine = Engine(self.model_, device=self._compute.device)
+        self._frozen_memory = None
         self.tokenizer_ = checkpoint.tokenizer
 
 
@@ -828,21 +868,32 @@ class _WithKnownLogits(BertSequenceClassifier):
         return self._known_logits.copy() if X is self._known_texts else super()._logits(X)
 
 
-def _tokenized(labelled: LabelledTexts, checkpoint: "Checkpoint", *, max_length: int | None) -> "LabelledTokens":
+def _tokenized(
+    labelled: LabelledTexts, checkpoint: "Checkpoint", *, max_length: int | None, memory: "TextMemory | None"
+) -> "LabelledTokens":
     """Return labelled texts as the network takes them."""
     from bertclf._training import LabelledTokens
 
-    tokens = _tokens_of(labelled.texts, checkpoint.network, checkpoint.tokenizer, max_length=max_length)
+    tokens = _tokens_of(labelled.texts, checkpoint.network, checkpoint.tokenizer, max_length=max_length, memory=memory)
     return LabelledTokens(tokens, labelled.targets, mean_one(labelled.loss_weights))
 
 
-def _tokens_of(texts: Texts, network: "Network", tokenizer: Any, *, max_length: int | None) -> "TokenStore":
+def _tokens_of(
+    texts: Texts, network: "Network", tokenizer: Any, *, max_length: int | None, memory: "TextMemory | None"
+) -> "TokenStore":
     """Return the tokens of texts, with segments if the network takes them."""
     from bertclf._network import takes_segments
     from bertclf._tokens import tokenize
 
     with_segments = takes_segments(network, tokenizer)
-    return tokenize(texts.first, texts.second, tokenizer=tokenizer, max_length=max_length, with_segments=with_segments)
+    return tokenize(
+        texts.first,
+        texts.second,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        with_segments=with_segments,
+        memory=memory,
+    )
 
 
 def _fitted_attributes(state: dict[str, Any], trained: "Trained", *, n_iter: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from bertclf._budget import TokenBudget
 from bertclf._device import Compute
 from bertclf._engine import Engine
+from bertclf._frozen import FrozenStates
 from bertclf._tokens import TokenStore
 
 # Tokens of one forward pass. On a CPU more is slower, since intermediate results leave its caches: with MiniLM, 400
@@ -15,7 +16,9 @@ from bertclf._tokens import TokenStore
 MAX_TOKENS = {"cpu": 1024, "mps": 16_384, "cuda": 65_536}
 
 
-def predict_logits(engine: Engine, store: TokenStore, *, compute: Compute) -> npt.NDArray[np.float32]:
+def predict_logits(
+    engine: Engine, store: TokenStore, *, compute: Compute, states: FrozenStates | None = None
+) -> npt.NDArray[np.float32]:
     """Run the network over all texts.
 
     Parameters
@@ -26,6 +29,8 @@ def predict_logits(engine: Engine, store: TokenStore, *, compute: Compute) -> np
         The texts.
     compute : Compute
         Device and precision; the engine must be made for that device.
+    states : FrozenStates or None, default=None
+        What the frozen part of the network makes of the texts; None runs all of it.
 
     Returns
     -------
@@ -36,7 +41,8 @@ def predict_logits(engine: Engine, store: TokenStore, *, compute: Compute) -> np
 
     def fill_in(rows: npt.NDArray[np.int64]) -> None:
         """Fill in the logits of some texts."""
-        logits[rows] = engine.logits(store, rows).float().cpu().numpy()
+        known = None if states is None else states.of(rows)
+        logits[rows] = engine.logits(store, rows, states=known).float().cpu().numpy()
 
     with torch.inference_mode(), compute.autocast():
         TokenBudget(MAX_TOKENS[compute.device.type]).run(store.lengths, fill_in)

@@ -1,6 +1,6 @@
 """What the caller passes as X, turned into texts; every error about texts is raised here."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,9 @@ import numpy.typing as npt
 from scipy.sparse import issparse
 
 LONGEST_QUOTE = 40
+
+# Texts that are held in memory at once where not all are needed: of sentences some tens of megabytes.
+TEXTS_PER_PART = 65_536
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,43 @@ class Texts:
         return self.first if self.second is None else list(zip(self.first, self.second, strict=True))
 
 
-def read_texts(X: Any, *, name: str = "X") -> Texts:
+def read_in_parts(X: Any, *, name: str = "X") -> Iterator[Texts]:
+    """Check and unpack a container of texts a part at a time, see `read_texts`.
+
+    Memory-mapped arrays and columns of Arrow are never held whole. Every part is checked before the first is yielded,
+    so that an error comes before any work is done.
+    """
+    if not _has_slices(X) or len(X) <= TEXTS_PER_PART:
+        yield read_texts(X, name=name)
+        return
+    starts = range(0, len(X), TEXTS_PER_PART)
+    kinds = [read_texts(_slice(X, start), name=name, first_row=start).are_pairs for start in starts]
+    if len(set(kinds)) > 1:
+        start = starts[kinds.index(not kinds[0])]
+        raise ValueError(
+            f"{name}[{start}] is {'one text' if kinds[0] else 'a pair of texts'}, but {name}[0] is not. Pass "
+            "single texts or pairs, not both."
+        )
+    for start in starts:
+        yield read_texts(_slice(X, start), name=name, first_row=start)
+
+
+def _has_slices(X: Any) -> bool:
+    """Tell whether a slice of a container is a container of the same kind, and not a row or a column."""
+    if isinstance(X, np.ndarray):
+        return X.ndim > 0
+    if isinstance(X, (list, tuple)) or hasattr(X, "to_pylist"):
+        return True
+    return isinstance(nw.from_native(X, allow_series=True, pass_through=True), (nw.Series, nw.DataFrame))
+
+
+def _slice(X: Any, start: int) -> Any:
+    """Return the part of a container that begins at a row."""
+    sliceable = nw.from_native(X, allow_series=True, pass_through=True)
+    return nw.to_native(sliceable[start : start + TEXTS_PER_PART], pass_through=True)
+
+
+def read_texts(X: Any, *, name: str = "X", first_row: int = 0) -> Texts:
     """Check and unpack a container of texts.
 
     Parameters
@@ -64,6 +103,8 @@ def read_texts(X: Any, *, name: str = "X") -> Texts:
         One text a row (1-D, or 2-D with one column), or two texts a row (2-D with two columns, or 1-D of tuples).
     name : str, default="X"
         What error messages call the container.
+    first_row : int, default=0
+        Number that error messages give to the first row.
 
     Raises
     ------
@@ -74,10 +115,10 @@ def read_texts(X: Any, *, name: str = "X") -> Texts:
     """
     texts = _unpacked(X, name)
     if texts.second is None:
-        _check_items(texts.first, name, "")
+        _check_items(texts.first, name, "", first_row)
     else:
-        _check_items(texts.first, name, ", 0")
-        _check_items(texts.second, name, ", 1")
+        _check_items(texts.first, name, ", 0", first_row)
+        _check_items(texts.second, name, ", 1", first_row)
     return texts
 
 
@@ -157,9 +198,9 @@ def _table(columns: list[list[Any]], name: str, *, names: Sequence[Any]) -> Text
     )
 
 
-def _check_items(items: list[Any], name: str, column: str) -> None:
+def _check_items(items: list[Any], name: str, column: str, first_row: int) -> None:
     """Raise the error of the first item that is not a text; `column` is what follows the row in its index."""
-    for row, item in enumerate(items):
+    for row, item in enumerate(items, start=first_row):
         if not isinstance(item, str):
             _refuse_item(item, f"{name}[{row}{column}]")
         elif not item.isascii():

@@ -115,6 +115,67 @@ def override_dropout(config: PretrainedConfig, probability: float) -> None:
             setattr(config, name, probability)
 
 
+def layers_of(network: Network) -> nn.ModuleList:
+    """Return the layers of the encoder, from the lowest on; empty if there is no list of them, one entry a layer."""
+    encoder = encoder_of(network)
+    n_layers = encoder.config.get_text_config().num_hidden_layers
+    stacks = [part for part in encoder.modules() if isinstance(part, nn.ModuleList) and len(part) == n_layers]
+    return stacks[0] if len(stacks) == 1 else nn.ModuleList()
+
+
+def encoder_of(network: Network) -> PreTrainedModel:
+    """Return the network without its head."""
+    encoder: Any = network.encoder if isinstance(network, PooledClassifier) else network.base_model
+    return encoder  # type: ignore[no-any-return]
+
+
+def freeze(network: Network, what: int | str) -> None:
+    """Fix weights: those of the encoder, or all that its lowest layers depend on; and let go of all others.
+
+    Parameters
+    ----------
+    network : Network
+        The network, in evaluation mode.
+    what : int or "encoder"
+        Number of layers, 0 for none; or "encoder" for all but the head.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many layers.
+    """
+    network.requires_grad_(True)
+    if what == "encoder":
+        encoder_of(network).requires_grad_(False)
+    elif what != 0:
+        layers = layers_of(network)
+        if not isinstance(what, int) or what > len(layers):
+            has = f"{len(layers)} layers" if len(layers) else "no list of layers of its own (they share weights)"
+            raise ValueError(
+                f"freeze={what!r} is more than this checkpoint has, a {network.config.model_type} with {has}. Lower "
+                "freeze, or pass 'encoder' to train the head alone."
+            )
+        for weight in _weights_below(network, layers[what - 1]):
+            weight.requires_grad_(False)
+
+
+def _weights_below(network: Network, layer: nn.Module) -> list[nn.Parameter]:
+    """Return the weights that the output of a layer depends on, its own and those of all before it."""
+    outputs: list[torch.Tensor] = []
+    handle = layer.register_forward_hook(
+        lambda module, inputs, output: outputs.append(output if isinstance(output, torch.Tensor) else output[0])
+    )
+    try:
+        token_id = 0 if network.config.pad_token_id else 1
+        with torch.enable_grad():
+            network(input_ids=torch.full((1, 2), token_id, device=next(network.parameters()).device))
+    finally:
+        handle.remove()
+    weights = list(network.parameters())
+    gradients = torch.autograd.grad(outputs[0].sum(), weights, allow_unused=True)
+    return [weight for weight, gradient in zip(weights, gradients, strict=True) if gradient is not None]
+
+
 @torch.no_grad()
 def padding_matters(network: Network, token_ids: list[int]) -> bool:
     """Tell whether padding on the right changes the logits of a text, as it does where a network ignores the mask."""

@@ -7,7 +7,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tokenizers
+import transformers
 from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from bertclf._memory import TextMemory, key_of
+from bertclf._version import __version__
 
 TEXTS_PER_CALL = 1024
 MIN_WINDOW = 32_768
@@ -31,12 +36,15 @@ class TokenStore:
         Segment id of each token, None if the network takes none or all are zero.
     cut : dict of int to int
         Number of tokens that truncation cut, for each text that it cut.
+    keys : list of bytes or None
+        What stands for each text and the way in which it was tokenized; None if nothing is kept in a memory.
     """
 
     ids: npt.NDArray[Any]
     offsets: npt.NDArray[np.int64]
     segments: npt.NDArray[np.uint8] | None
     cut: dict[int, int] = field(default_factory=dict)
+    keys: list[bytes] | None = None
 
     def __len__(self) -> int:
         """Return the number of texts."""
@@ -55,6 +63,7 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
     with_segments: bool,
+    memory: TextMemory | None = None,
 ) -> TokenStore:
     """Encode texts, or pairs of texts, with their special tokens.
 
@@ -68,6 +77,8 @@ def tokenize(
         Longest encoding in tokens, special tokens included; None for no limit.
     with_segments : bool
         Whether to keep the segment ids.
+    memory : TextMemory or None, default=None
+        Where tokens are looked up before they are made, and kept; None makes them all.
 
     Returns
     -------
@@ -78,10 +89,13 @@ def tokenize(
     segments = array("B")
     offsets = array("q", [0])
     cut: dict[int, int] = {}
+    # A tokenizer written in Python doesn't tell all that it does, and so can't be recognised.
+    remembered = None if memory is None or not tokenizer.is_fast else _Remembered(memory, tokenizer, max_length)
     for start in range(0, len(first), TEXTS_PER_CALL):
         chunk = slice(start, start + TEXTS_PER_CALL)
-        pairs = None if second is None else second[chunk]
-        for encoding in _encode(first[chunk], pairs, tokenizer=tokenizer, max_length=max_length):
+        rows = list(zip(first[chunk]) if second is None else zip(first[chunk], second[chunk], strict=True))
+        encodings = _encode(rows, tokenizer, max_length) if remembered is None else remembered.encode(rows)
+        for encoding in encodings:
             if encoding.n_cut:
                 cut[len(offsets) - 1] = encoding.n_cut
             ids.extend(encoding.ids or [_filler(tokenizer)])
@@ -94,6 +108,7 @@ def tokenize(
         offsets=np.frombuffer(offsets, dtype=np.int64),
         segments=flat_segments if flat_segments.any() else None,
         cut=cut,
+        keys=None if remembered is None else remembered.keys,
     )
 
 
@@ -178,12 +193,46 @@ class _Encoding:
     segments: list[int]
     n_cut: int
 
+    def to_bytes(self) -> bytes:
+        """Return what `from_bytes` reads."""
+        segments = bytes(self.segments or [0] * len(self.ids))
+        return self.n_cut.to_bytes(8, "little") + np.array(self.ids, dtype="<i4").tobytes() + segments
 
-def _encode(
-    first: list[str], second: list[str] | None, *, tokenizer: PreTrainedTokenizerBase, max_length: int | None
-) -> list[_Encoding]:
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "_Encoding":
+        """Return what `to_bytes` was called on: of each token four bytes of id, then one of segment."""
+        n_tokens = (len(content) - 8) // 5
+        ids = np.frombuffer(content, dtype="<i4", count=n_tokens, offset=8)
+        return cls(ids.tolist(), list(content[8 + 4 * n_tokens :]), int.from_bytes(content[:8], "little"))
+
+
+class _Remembered:
+    """Tokens by content, tokenizer and length, in a memory."""
+
+    def __init__(self, memory: TextMemory, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
+        self.keys: list[bytes] = []
+        self._memory = memory
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        versions = (__version__, tokenizers.__version__, transformers.__version__)
+        content = tokenizer.backend_tokenizer.to_str()
+        self._way = key_of(content, tokenizer.truncation_side, repr(max_length), *versions)
+
+    def encode(self, rows: list[tuple[str, ...]]) -> list[_Encoding]:
+        """Return the tokens of some rows, and make those that are missing."""
+        keys = [key_of(self._way, *row) for row in rows]
+        self.keys += keys
+
+        def make(positions: list[int]) -> list[bytes]:
+            """Encode what is missing."""
+            encodings = _encode([rows[position] for position in positions], self._tokenizer, self._max_length)
+            return [encoding.to_bytes() for encoding in encodings]
+
+        return [_Encoding.from_bytes(content) for content in self._memory.get_or_make(keys, make)]
+
+
+def _encode(rows: list[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> list[_Encoding]:
     """Encode some rows whole, and keep of each what fits."""
-    rows: list[tuple[str, ...]] = list(zip(first, strict=True) if second is None else zip(first, second, strict=True))
     if not tokenizer.is_fast:
         return _encode_in_python(rows, tokenizer, max_length)
     side = tokenizer.truncation_side

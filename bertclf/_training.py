@@ -21,6 +21,7 @@ from bertclf._budget import TokenBudget
 from bertclf._device import Compute
 from bertclf._dropout import KeepMasks
 from bertclf._engine import Engine
+from bertclf._frozen import FrozenMemory, FrozenStates
 from bertclf._inference import predict_logits
 from bertclf._network import Network
 from bertclf._tasks import Task
@@ -64,6 +65,7 @@ class TrainingSettings:
     weight_decay: float
     max_grad_norm: float | None
     label_smoothing: float
+    freeze: int | str = 0
     n_iter_no_change: int | None = None
     watches_loss: bool = True
 
@@ -121,6 +123,7 @@ def train(
     generator: np.random.Generator,
     task: Task,
     snapshot: Callable[[Trained], dict[str, Any]],
+    frozen_memory: FrozenMemory | None = None,
     goes_on: bool = False,
     optimizer_state: OptimizerState | None = None,
     verbose: bool,
@@ -146,6 +149,8 @@ def train(
         The fit, as callbacks follow it; they may end an epoch or the training.
     snapshot : callable
         Returns what a callback can ask for after an epoch, see `Task`, from what training has left by then.
+    frozen_memory : FrozenMemory or None, default=None
+        Where the output of the frozen part is looked up before it is computed.
     goes_on : bool, default=False
         Whether another training is to go on from here, and needs to know what AdamW remembers.
     optimizer_state : dict or None
@@ -166,8 +171,16 @@ def train(
     """
     steps_per_epoch = math.ceil(len(training.tokens) / settings.batch_size)
     n_steps = settings.epochs * steps_per_epoch
-    reader = Engine(network, device=compute.device)
-    engine = _make_engine(network, training, compute=compute, generator=generator, whole_table=goes_on)
+    reader = Engine(network, device=compute.device, frozen=settings.freeze)
+    engine = _make_engine(
+        network, training, compute=compute, generator=generator, whole_table=goes_on, frozen=settings.freeze
+    )
+    states = _frozen_states(engine, training.tokens, frozen_memory, is_reused=settings.epochs > 1)
+    states_held_out = None
+    if validation is not None:
+        states_held_out = _frozen_states(
+            reader, validation.labelled.tokens, frozen_memory, is_reused=settings.epochs > 1
+        )
     budget = _make_budget(engine, compute)
     optimization = _Optimization(engine, settings, n_steps=n_steps, compute=compute, state=optimizer_state)
     best = None if settings.n_iter_no_change is None else _BestWeights(watches_loss=settings.watches_loss)
@@ -186,10 +199,9 @@ def train(
                 loss, steps = _train_epoch(
                     engine.train(),
                     training,
+                    states=states,
                     optimization=optimization,
-                    batches=random_batches(
-                        len(training.tokens), batch_size=settings.batch_size, generator=generator
-                    ),
+                    batches=random_batches(len(training.tokens), batch_size=settings.batch_size, generator=generator),
                     budget=budget,
                     compute=compute,
                     epoch=epoch,
@@ -199,7 +211,9 @@ def train(
                 step += steps
                 optimization.put_back()
                 trained = time.perf_counter()
-                validation_loss, validation_score = _measure(reader, validation, compute=compute)
+                validation_loss, validation_score = _measure(
+                    reader, validation, states=states_held_out, compute=compute
+                )
                 history.append(
                     {
                         "epoch": epoch,
@@ -354,7 +368,7 @@ class _Optimization:
         """Move the weights down the gradient."""
         self.scaler.unscale_(self.optimizer)
         if self.max_grad_norm is not None:
-            self._clip()
+            self._clip(self.max_grad_norm)
         # Weight decay of AdamW, which also meets weights that are stood in for.
         self.shrinkage *= 1 - self.learning_rate * self.optimizer.param_groups[0]["weight_decay"]
         self.scaler.step(self.optimizer)
@@ -363,17 +377,17 @@ class _Optimization:
         if not self.looks_at_loss:
             self.schedule.step()
 
-    def _clip(self) -> None:
+    def _clip(self, max_norm: float) -> None:
         """Have gradients scaled down to the largest norm allowed.
 
         The fused step divides gradients by `grad_scale` as it reads them, which saves a pass over all of them. With
         float16 that place is taken by the scale of the loss.
         """
         if self.scaler.is_enabled():
-            clip_grad_norm_(self.weights.values(), self.max_grad_norm)
+            clip_grad_norm_(self.weights.values(), max_norm)
             return
         norm = get_total_norm([weight.grad for weight in self.weights.values() if weight.grad is not None])
-        self.optimizer.grad_scale = (norm / self.max_grad_norm).clamp(min=1)
+        self.optimizer.grad_scale = (norm / max_norm).clamp(min=1)  # type: ignore[attr-defined]
 
     def put_back(self) -> None:
         """Write weights that others stand in for into the network."""
@@ -387,17 +401,31 @@ class _Optimization:
 
 
 def _make_engine(
-    network: Network, training: LabelledTokens, *, compute: Compute, generator: np.random.Generator, whole_table: bool
+    network: Network,
+    training: LabelledTokens,
+    *,
+    compute: Compute,
+    generator: np.random.Generator,
+    whole_table: bool,
+    frozen: int | str,
 ) -> Engine:
     """Return what runs the network in training; on a CPU with cheap dropout, and only the embeddings that are used."""
     if not compute.is_host:
-        return Engine(network, device=compute.device)
+        return Engine(network, device=compute.device, frozen=frozen)
     return Engine(
         network,
         device=compute.device,
         masks=KeepMasks(int(generator.integers(1 << 32))),
         token_ids=None if whole_table else np.unique(training.tokens.ids),
+        frozen=frozen,
     )
+
+
+def _frozen_states(
+    engine: Engine, tokens: TokenStore, memory: FrozenMemory | None, *, is_reused: bool
+) -> FrozenStates | None:
+    """Return what the frozen part of the network makes of texts; None if nothing is frozen, or can't be run apart."""
+    return FrozenStates(engine, tokens, memory=memory, is_reused=is_reused) if engine.has_states else None
 
 
 def _make_budget(engine: Engine, compute: Compute) -> TokenBudget:
@@ -410,6 +438,7 @@ def _train_epoch(
     engine: Engine,
     training: LabelledTokens,
     *,
+    states: FrozenStates | None,
     optimization: _Optimization,
     batches: Iterable[npt.NDArray[np.int64]],
     budget: TokenBudget,
@@ -424,7 +453,9 @@ def _train_epoch(
     step = 0
     for step, rows in enumerate(batches, start=1):
         with task.batch() as batch_task:
-            loss = _add_gradients(engine, training, rows, optimization=optimization, budget=budget, compute=compute)
+            loss = _add_gradients(
+                engine, training, rows, states=states, optimization=optimization, budget=budget, compute=compute
+            )
             unchecked.append((loss, optimization.learning_rate))
             summed += loss * len(rows)
             n_texts += len(rows)
@@ -444,6 +475,7 @@ def _add_gradients(
     training: LabelledTokens,
     rows: npt.NDArray[np.int64],
     *,
+    states: FrozenStates | None,
     optimization: _Optimization,
     budget: TokenBudget,
     compute: Compute,
@@ -454,8 +486,9 @@ def _add_gradients(
     def add_part(positions: npt.NDArray[np.int64]) -> None:
         """Add the share of some texts in the gradient."""
         part = rows[positions]
+        known = None if states is None else states.of(part)
         loss = classification_loss(
-            engine.logits(training.tokens, part),
+            engine.logits(training.tokens, part, states=known),
             to_device(training.targets[part], compute.device),
             to_device(training.weights[part], compute.device),
             label_smoothing=optimization.label_smoothing,
@@ -501,13 +534,13 @@ def _make_schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings,
 
 
 def _measure(
-    engine: Engine, validation: Validation | None, *, compute: Compute
+    engine: Engine, validation: Validation | None, *, states: FrozenStates | None, compute: Compute
 ) -> tuple[float, float] | tuple[None, None]:
     """Return the weighted mean of the cross-entropy, without smoothing, and the score on the validation texts."""
     if validation is None:
         return None, None
     labelled = validation.labelled
-    logits = predict_logits(engine, labelled.tokens, compute=compute)
+    logits = predict_logits(engine, labelled.tokens, compute=compute, states=states)
     loss = classification_loss(
         torch.from_numpy(logits),
         torch.from_numpy(labelled.targets),

@@ -1,0 +1,125 @@
+"""What the frozen part of a network makes of texts: computed once for each, and kept."""
+
+import json
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+
+from bertclf._batches import places_of, to_device
+from bertclf._device import Compute
+from bertclf._engine import Engine
+from bertclf._memory import TextMemory, key_of
+from bertclf._network import Network, PooledClassifier
+from bertclf._tokens import TokenStore
+
+# States of more are not kept in the working memory: with BERT-base those of 350,000 tokens.
+MAX_KEPT_BYTES = 1 << 30
+
+
+class FrozenMemory:
+    """States of texts by their content, the weights that made them and the precision, in a memory.
+
+    Parameters
+    ----------
+    memory : TextMemory
+        Where they are kept.
+    network : Network
+        The network; the weights that need no gradient are its frozen part.
+    frozen : int or "encoder"
+        What is frozen.
+    compute : Compute
+        Device and precision.
+    """
+
+    def __init__(self, memory: TextMemory, network: Network, *, frozen: int | str, compute: Compute) -> None:
+        self._memory = memory
+        pooling = network.pooling if isinstance(network, PooledClassifier) else ""
+        config = {name: value for name, value in network.config.to_dict().items() if not _is_irrelevant(name)}
+        weights = [
+            key_of(name, weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            for name, weight in network.named_parameters()
+            if not weight.requires_grad
+        ]
+        self._way = key_of(
+            repr(frozen),
+            pooling,
+            json.dumps(config, sort_keys=True, default=str),
+            str(compute.dtype),
+            transformers.__version__,
+            *weights,
+        )
+
+    def states(self, engine: Engine, store: TokenStore, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return the states of some texts, one after the other, and make those that are missing."""
+        if store.keys is None:
+            return _made(engine, store, rows)
+        keys = [key_of(self._way, store.keys[row]) for row in rows]
+
+        def make(positions: list[int]) -> list[bytes]:
+            """Run the frozen part on what is missing."""
+            missing = rows[positions]
+            n_states = np.diff(engine.rows_of_states(store))[missing]
+            parts = np.split(_made(engine, store, missing), np.cumsum(n_states)[:-1])
+            return [part.astype("<f4").tobytes() for part in parts]
+
+        kept = np.frombuffer(b"".join(self._memory.get_or_make(keys, make)), dtype="<f4")
+        return kept.reshape(-1, engine.width).copy()
+
+
+class FrozenStates:
+    """States of the texts of one store, each computed when it is first asked for.
+
+    They are kept in float32: of each text in a batch four bytes times the width for each of its tokens, or where the
+    whole encoder is frozen for each text. If those of all texts are more than 1 GiB, they are looked up in the memory
+    at each use; without one they are computed anew.
+
+    Parameters
+    ----------
+    engine : Engine
+        Runs the network; it must have states.
+    store : TokenStore
+        The texts.
+    memory : FrozenMemory or None
+        Where states are looked up before they are computed.
+    is_reused : bool
+        Whether the same text will be asked for again.
+    """
+
+    def __init__(self, engine: Engine, store: TokenStore, *, memory: FrozenMemory | None, is_reused: bool) -> None:
+        self._engine = engine
+        self._store = store
+        self._memory = memory
+        self._starts = engine.rows_of_states(store)
+        shape = (int(self._starts[-1]), engine.width)
+        self._kept: npt.NDArray[np.float32] | None = None
+        if is_reused and 4 * shape[0] * shape[1] <= MAX_KEPT_BYTES:
+            self._kept = np.empty(shape, dtype=np.float32)
+            self._is_kept = np.zeros(len(store), dtype=bool)
+
+    def of(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return the states of some texts, one after the other, on the device."""
+        if self._kept is None:
+            return to_device(self._looked_up(rows), self._engine.device)
+        missing = rows[~self._is_kept[rows]]
+        if len(missing):
+            self._kept[places_of(self._starts, missing)] = self._looked_up(missing)
+            self._is_kept[missing] = True
+        return to_device(self._kept[places_of(self._starts, rows)], self._engine.device)
+
+    def _looked_up(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        if self._memory is None:
+            return _made(self._engine, self._store, rows)
+        return self._memory.states(self._engine, self._store, rows)
+
+
+def _is_irrelevant(name: str) -> bool:
+    """Tell whether a setting of a network changes nothing in its frozen part."""
+    return "label" in name or "dropout" in name or name in {"problem_type", "_name_or_path"}
+
+
+def _made(engine: Engine, store: TokenStore, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Return the states of some texts, computed."""
+    states: npt.NDArray[np.float32] = engine.states(store, rows).float().cpu().numpy()
+    return states

@@ -1,0 +1,103 @@
+"""What is kept of texts between fits, in a folder: found again by content, whoever asks."""
+
+import os
+import sqlite3
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "bertclf.sqlite"
+SCHEMA = "CREATE TABLE IF NOT EXISTS kept (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
+
+# Another process may hold the file while it computes what is missing.
+SECONDS_TO_WAIT = 600
+
+KEYS_PER_QUERY = 500
+
+
+def key_of(*parts: str | bytes) -> bytes:
+    """Return 16 bytes that stand for some content; the parts are not run together."""
+    digest = blake2b(digest_size=16)
+    for part in parts:
+        content = part if isinstance(part, bytes) else part.encode()
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.digest()
+
+
+class TextMemory:
+    """Bytes by key in one file of a folder, for any number of threads and processes.
+
+    Parameters
+    ----------
+    folder : path-like
+        Folder of the file; both are made when they are first needed.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder).expanduser()
+
+    def get_or_make(self, keys: list[bytes], make: Callable[[list[int]], Iterable[bytes]]) -> list[bytes]:
+        """Return the value of each key, and make and keep those that are missing.
+
+        Parameters
+        ----------
+        keys : list of bytes
+            What to look up.
+        make : callable
+            Gets the positions in `keys` of what is missing, each key once, and returns the values. While it works no
+            other process makes anything for this file, so that nothing is made twice.
+
+        Warns
+        -----
+        UserWarning
+            If the file can't be read or written: then all is made anew, and nothing kept.
+        """
+        try:
+            with self._opened() as file:
+                found = dict(_select(file, keys))
+                if any(key not in found for key in keys):
+                    file.execute("BEGIN IMMEDIATE")
+                    found |= _select(file, [key for key in keys if key not in found])
+                    missing: dict[bytes, int] = {}
+                    for position, key in enumerate(keys):
+                        if key not in found:
+                            missing.setdefault(key, position)
+                    made = dict(zip(missing, make(list(missing.values())), strict=True)) if missing else {}
+                    file.executemany("INSERT INTO kept VALUES (?, ?)", made.items())
+                    file.execute("COMMIT")
+                    found |= made
+                return [found[key] for key in keys]
+        except (sqlite3.Error, OSError) as error:
+            warnings.warn(
+                f"memory={str(self.folder)!r} can't be used, so nothing is kept there: {error}. Pass a folder that can "
+                f"be written, or delete {FILE_NAME} in it if that is damaged.",
+                UserWarning,
+                stacklevel=2,
+            )
+            return list(make(list(range(len(keys)))))
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """Open the file for a moment: a connection must not be shared by threads or inherited by processes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(self.folder / FILE_NAME, timeout=SECONDS_TO_WAIT, isolation_level=None)) as file:
+            file.execute(SCHEMA)
+            yield file
+
+
+def open_memory(memory: Any) -> TextMemory | None:
+    """Return what the parameter `memory` asks for: None, a folder, or the folder of a `joblib.Memory`."""
+    location = getattr(memory, "location", None) if hasattr(memory, "cache") else memory
+    return None if location is None else TextMemory(location)
+
+
+def _select(file: sqlite3.Connection, keys: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the keys that are there, with their values."""
+    for start in range(0, len(keys), KEYS_PER_QUERY):
+        some = keys[start : start + KEYS_PER_QUERY]
+        marks = ",".join("?" * len(some))
+        yield from file.execute(f"SELECT key, value FROM kept WHERE key IN ({marks})", some)
