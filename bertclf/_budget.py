@@ -18,6 +18,8 @@ class TokenBudget:
         Most tokens of a pass, padding included; a text that alone has more is a pass of its own.
     max_texts : int or None, default=None
         Most texts of a pass, None for any number.
+    tell : callable or None, default=None
+        Gets a line when the budget shrinks.
 
     Attributes
     ----------
@@ -25,10 +27,13 @@ class TokenBudget:
         Texts in the largest pass that succeeded.
     """
 
-    def __init__(self, max_tokens: int, *, max_texts: int | None = None) -> None:
+    def __init__(
+        self, max_tokens: int, *, max_texts: int | None = None, tell: Callable[[str], object] | None = None
+    ) -> None:
         self.max_tokens = max_tokens
         self.max_texts = max_texts
         self.most_texts = 0
+        self._tell = tell
 
     def run(
         self,
@@ -72,6 +77,8 @@ class TokenBudget:
                     )
                     raise
                 self.max_tokens = int(lengths[rows].max()) * (len(rows) // 2)
+                if self._tell is not None:
+                    self._tell(f"out of memory: from here on at most {self.max_tokens} tokens at once")
                 return False
             self.most_texts = max(self.most_texts, len(rows))
         return True

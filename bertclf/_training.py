@@ -175,13 +175,10 @@ def train(
     engine = _make_engine(
         network, training, compute=compute, generator=generator, whole_table=goes_on, frozen=settings.freeze
     )
-    states = _frozen_states(engine, training.tokens, frozen_memory, is_reused=settings.epochs > 1)
-    states_held_out = None
-    if validation is not None:
-        states_held_out = _frozen_states(
-            reader, validation.labelled.tokens, frozen_memory, is_reused=settings.epochs > 1
-        )
-    budget = _make_budget(engine, compute)
+    states, states_held_out = (
+        _frozen_states(runs, labelled, frozen_memory, is_reused=settings.epochs > 1)
+        for runs, labelled in ((engine, training), (reader, None if validation is None else validation.labelled))
+    )
     optimization = _Optimization(engine, settings, n_steps=n_steps, compute=compute, state=optimizer_state)
     best = None if settings.n_iter_no_change is None else _BestWeights(watches_loss=settings.watches_loss)
     history: list[dict[str, Any]] = []
@@ -193,21 +190,13 @@ def train(
         return Trained(list(history), None if best is None else best.epoch, state, budget.most_texts)
 
     with tqdm(total=n_steps, unit="step", disable=not verbose) as bar:
+        budget = _make_budget(engine, compute, tell=bar.write if verbose else None)
+        descent = _Descent(engine, training, states, optimization=optimization, budget=budget, compute=compute)
         for epoch in range(1, settings.epochs + 1):
             with task.epoch(n_batches=steps_per_epoch, snapshot=lambda: snapshot(so_far())) as epoch_task:
                 start = time.perf_counter()
-                loss, steps = _train_epoch(
-                    engine.train(),
-                    training,
-                    states=states,
-                    optimization=optimization,
-                    batches=random_batches(len(training.tokens), batch_size=settings.batch_size, generator=generator),
-                    budget=budget,
-                    compute=compute,
-                    epoch=epoch,
-                    task=epoch_task,
-                    bar=bar,
-                )
+                batches = random_batches(len(training.tokens), batch_size=settings.batch_size, generator=generator)
+                loss, steps = _train_epoch(descent, batches, epoch=epoch, task=epoch_task, bar=bar)
                 step += steps
                 optimization.put_back()
                 trained = time.perf_counter()
@@ -422,44 +411,89 @@ def _make_engine(
 
 
 def _frozen_states(
-    engine: Engine, tokens: TokenStore, memory: FrozenMemory | None, *, is_reused: bool
+    engine: Engine, labelled: LabelledTokens | None, memory: FrozenMemory | None, *, is_reused: bool
 ) -> FrozenStates | None:
     """Return what the frozen part of the network makes of texts; None if nothing is frozen, or can't be run apart."""
-    return FrozenStates(engine, tokens, memory=memory, is_reused=is_reused) if engine.has_states else None
+    if labelled is None or not engine.has_states:
+        return None
+    return FrozenStates(engine, labelled.tokens, memory=memory, is_reused=is_reused)
 
 
-def _make_budget(engine: Engine, compute: Compute) -> TokenBudget:
+def _make_budget(engine: Engine, compute: Compute, *, tell: Callable[[str], object] | None) -> TokenBudget:
     """Return how much of a batch goes through the network at once."""
     device = compute.device.type
-    return TokenBudget(MAX_TOKENS[device], max_texts=None if engine.is_unpadded else MAX_PADDED_TEXTS.get(device))
+    max_texts = None if engine.is_unpadded else MAX_PADDED_TEXTS.get(device)
+    return TokenBudget(MAX_TOKENS[device], max_texts=max_texts, tell=tell)
+
+
+class _Descent:
+    """Steps down the gradient of the mean loss of a batch, computed in as many parts as memory asks for."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        training: LabelledTokens,
+        states: FrozenStates | None,
+        *,
+        optimization: _Optimization,
+        budget: TokenBudget,
+        compute: Compute,
+    ) -> None:
+        self.engine = engine
+        self.training = training
+        self.states = states
+        self.optimization = optimization
+        self.budget = budget
+        self.compute = compute
+
+    def step(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Take a step on one batch of texts; return its loss before the step, on the device."""
+        losses: list[torch.Tensor] = []
+
+        def add_part(positions: npt.NDArray[np.int64]) -> None:
+            """Add the share that some of the texts have in the gradient."""
+            loss = self._loss(rows[positions]) * (len(positions) / len(rows))
+            with self.compute.autocast(enabled=False):
+                self.optimization.add_gradient(loss)
+            losses.append(loss.detach())
+
+        def start_over() -> None:
+            """Forget the parts."""
+            self.optimization.forget_gradient()
+            losses.clear()
+
+        with self.compute.autocast():  # around all parts, so that each weight is cast once
+            self.budget.run(self.training.tokens.lengths[rows], add_part, start_over=start_over)
+        self.optimization.step()
+        return torch.stack(losses).sum()
+
+    def _loss(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return the mean loss of some texts."""
+        return classification_loss(
+            self.engine.logits(
+                self.training.tokens, rows, states=None if self.states is None else self.states.of(rows)
+            ),
+            to_device(self.training.targets[rows], self.compute.device),
+            to_device(self.training.weights[rows], self.compute.device),
+            label_smoothing=self.optimization.label_smoothing,
+        )
 
 
 def _train_epoch(
-    engine: Engine,
-    training: LabelledTokens,
-    *,
-    states: FrozenStates | None,
-    optimization: _Optimization,
-    batches: Iterable[npt.NDArray[np.int64]],
-    budget: TokenBudget,
-    compute: Compute,
-    epoch: int,
-    task: Task,
-    bar: Any,
+    descent: _Descent, batches: Iterable[npt.NDArray[np.int64]], *, epoch: int, task: Task, bar: Any
 ) -> tuple[float, int]:
     """Take one step for each batch of an epoch; return the mean training loss over its texts, and the steps taken."""
-    summed, n_texts = torch.zeros((), device=compute.device), 0
+    descent.engine.train()
+    summed, n_texts = torch.zeros((), device=descent.compute.device), 0
     unchecked: list[tuple[torch.Tensor, float]] = []
     step = 0
     for step, rows in enumerate(batches, start=1):
         with task.batch() as batch_task:
-            loss = _add_gradients(
-                engine, training, rows, states=states, optimization=optimization, budget=budget, compute=compute
-            )
-            unchecked.append((loss, optimization.learning_rate))
+            learning_rate = descent.optimization.learning_rate
+            loss = descent.step(rows)
+            unchecked.append((loss, learning_rate))
             summed += loss * len(rows)
             n_texts += len(rows)
-            optimization.step()
         if len(unchecked) == STEPS_BETWEEN_CHECKS:
             _check_losses(unchecked, epoch=epoch, last_step=step)
             unchecked.clear()
@@ -468,43 +502,6 @@ def _train_epoch(
             break
     _check_losses(unchecked, epoch=epoch, last_step=step)
     return float(summed) / n_texts, step
-
-
-def _add_gradients(
-    engine: Engine,
-    training: LabelledTokens,
-    rows: npt.NDArray[np.int64],
-    *,
-    states: FrozenStates | None,
-    optimization: _Optimization,
-    budget: TokenBudget,
-    compute: Compute,
-) -> torch.Tensor:
-    """Compute the gradient of the mean loss of a batch, a part of the batch at a time; return the loss."""
-    losses: list[torch.Tensor] = []
-
-    def add_part(positions: npt.NDArray[np.int64]) -> None:
-        """Add the share of some texts in the gradient."""
-        part = rows[positions]
-        known = None if states is None else states.of(part)
-        loss = classification_loss(
-            engine.logits(training.tokens, part, states=known),
-            to_device(training.targets[part], compute.device),
-            to_device(training.weights[part], compute.device),
-            label_smoothing=optimization.label_smoothing,
-        ) * (len(part) / len(rows))
-        with compute.autocast(enabled=False):
-            optimization.add_gradient(loss)
-        losses.append(loss.detach())
-
-    def start_over() -> None:
-        """Forget the parts."""
-        optimization.forget_gradient()
-        losses.clear()
-
-    with compute.autocast():
-        budget.run(training.tokens.lengths[rows], add_part, start_over=start_over)
-    return torch.stack(losses).sum()
 
 
 def check_schedule(name: str) -> None:
