@@ -209,7 +209,7 @@ def test_auto_epochs_and_rate_follow_data_and_network(checkpoint, monkeypatch):
 
     def train(*args, settings, **kwargs):
         chosen.append(settings)
-        return Trained(history=[row], best_epoch=None, optimizer_state={})
+        return Trained(history=[row], best_epoch=None, optimizer_state={}, micro_batch_size=14)
 
     monkeypatch.setattr("bertclf._training.train", train)
     BertSequenceClassifier(checkpoint, random_state=0).fit(TEXTS, LABELS)

@@ -29,22 +29,41 @@ def test_a_subset_gives_the_same_probabilities(clf):
     np.testing.assert_allclose(clf.predict_proba(TEXTS[3:6]), clf.predict_proba(TEXTS)[3:6], atol=1e-6)
 
 
-def test_no_batch_is_padded_beyond_its_longest_text(clf):
+def test_nothing_but_the_tokens_of_the_texts_is_computed(clf):
+    seen = []
+    table = clf.model_.get_input_embeddings()
+    handle = table.register_forward_pre_hook(lambda module, args: seen.extend(args[0].flatten().tolist()))
+    clf.predict(TEXTS)
+    handle.remove()
+    tokens = [token for row in clf.tokenizer_(TEXTS)["input_ids"] for token in row]
+    assert sorted(seen) == sorted(tokens)
+
+
+def test_no_batch_is_padded_beyond_its_longest_text(checkpoints, monkeypatch):
+    """MPNet adds a bias to its scores, so its texts are padded."""
+    clf = BertSequenceClassifier(checkpoints("mpnet"), epochs=1, random_state=0).fit(TEXTS, LABELS)
+    monkeypatch.setitem(_inference.MAX_TOKENS, "cpu", 20)
     seen = []
     handle = clf.model_.register_forward_pre_hook(
         lambda module, args, inputs: seen.append(inputs["attention_mask"]), with_kwargs=True
     )
     clf.predict(TEXTS)
     handle.remove()
-    assert seen
+    assert sum(len(mask) for mask in seen) == len(TEXTS)
     assert all(mask.sum(dim=1).max() == mask.shape[1] for mask in seen)
 
 
 def test_no_gradient_is_kept(clf):
     recorded = []
-    handle = clf.model_.register_forward_hook(lambda module, args, output: recorded.append(output.logits.requires_grad))
+    layers = [module for module in clf.model_.modules() if isinstance(module, torch.nn.Linear)]
+    handles = [
+        layer.register_forward_hook(lambda module, args, output: recorded.append(output.requires_grad))
+        for layer in layers
+    ]
     clf.predict(TEXTS)
-    handle.remove()
+    for handle in handles:
+        handle.remove()
+    assert len(recorded) >= len(layers)
     assert not any(recorded)
 
 

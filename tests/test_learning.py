@@ -12,6 +12,7 @@ from sklearn.metrics import f1_score, log_loss, make_scorer, roc_auc_score
 from sklearn.utils.class_weight import compute_sample_weight
 
 from bertclf import BertSequenceClassifier, _classifier, _training
+from bertclf._engine import Engine
 
 # Texts enough for a stratified split, with some noise so that the loss goes up and down.
 MANY = TEXTS * 3
@@ -106,16 +107,16 @@ def test_the_best_score_is_that_of_the_fitted_classifier_on_the_held_out_texts(c
 
 
 def test_the_held_out_texts_are_not_trained_on(clf, monkeypatch):
-    seen = []
-    make = _training.padded_batch
+    seen = set()
+    logits = Engine.logits
 
-    def recording(store, rows, **kwargs):
-        seen.append(len(store))
-        return make(store, rows, **kwargs)
+    def recording(engine, store, rows):
+        seen.add((torch.is_grad_enabled(), len(store)))
+        return logits(engine, store, rows)
 
-    monkeypatch.setattr(_training, "padded_batch", recording)
+    monkeypatch.setattr(Engine, "logits", recording)
     clf.set_params(early_stopping=True, validation_fraction=0.25).fit(MANY, NOISY)
-    assert set(seen) == {len(MANY) - 11}
+    assert seen == {(True, len(MANY) - 11), (False, 11)}
 
 
 def test_given_validation_texts_take_the_place_of_the_split(clf, monkeypatch):

@@ -1,4 +1,4 @@
-"""The rooms `_tokens` and `_batches`: texts to a ragged store, and the store to padded batches."""
+"""Texts to a ragged store of tokens."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +11,9 @@ import transformers
 from conftest import WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.testing import assert_array_equal
 from tiny import POSITIONS, TOKENIZERS
 
 from bertclf import _tokens
-from bertclf._batches import batches_by_length, padded_batch, random_batches
 from bertclf._checkpoint import load_checkpoint
 from bertclf._tokens import TokenStore, resolve_max_length, tokenize, truncation_report
 
@@ -103,14 +101,6 @@ def with_filler(tokenizer: Tokenizer, rows: list[list[int]]) -> list[list[int]]:
     """Return the rows, with the one token that stands for a text without any."""
     fillers = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return [row or [next(token for token in fillers if token is not None)] for row in rows]
-
-
-def store_of(rows: list[list[int]], segments: list[list[int]] | None = None) -> TokenStore:
-    return TokenStore(
-        ids=np.array([token for row in rows for token in row], dtype=np.uint16),
-        offsets=np.cumsum([0] + [len(row) for row in rows]),
-        segments=None if segments is None else np.array([s for row in segments for s in row], dtype=np.uint8),
-    )
 
 
 # Texts to a ragged store
@@ -509,157 +499,3 @@ def test_the_shortest_pair_keeps_a_token_of_each_text(tokenizers: Callable[[str]
     store = encode(tokenizer, ["a film"], ["was dull"], resolve_max_length(shortest, 64, tokenizer, pairs=True))
 
     assert store.lengths.tolist() == [shortest]
-
-
-# The store to padded batches
-
-
-rows_of_tokens = st.lists(st.lists(st.integers(0, 65_535), min_size=1, max_size=9), min_size=1, max_size=9)
-
-
-@settings(deadline=None)
-@given(rows=rows_of_tokens, pad_id=st.integers(0, 65_535), data=st.data())
-def test_unpadding_a_batch_gives_back_the_store(rows: list[list[int]], pad_id: int, data: st.DataObject) -> None:
-    segments = [[position % 2 for position in range(len(row))] for row in rows]
-    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=12))
-    batch = padded_batch(store_of(rows, segments), np.array(chosen), pad_id=pad_id, device=CPU)
-    mask = batch["attention_mask"].bool()
-
-    assert [row[kept].tolist() for row, kept in zip(batch["input_ids"], mask, strict=True)] == [rows[i] for i in chosen]
-    assert [row[kept].tolist() for row, kept in zip(batch["token_type_ids"], mask, strict=True)] == [
-        segments[i] for i in chosen
-    ]
-    assert (batch["input_ids"][~mask] == pad_id).all()
-    assert (batch["token_type_ids"][~mask] == 0).all()
-    assert mask.shape == (len(chosen), max(len(rows[i]) for i in chosen))
-
-
-def test_a_batch_is_padded_on_the_right_up_to_its_longest_text() -> None:
-    store = store_of([[5, 6, 7], [8], [1, 2, 3, 4, 5], [9, 10]])
-    batch = padded_batch(store, np.array([3, 0, 1]), pad_id=99, device=CPU)
-
-    assert batch.keys() == {"input_ids", "attention_mask"}
-    assert batch["input_ids"].tolist() == [[9, 10, 99], [5, 6, 7], [8, 99, 99]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1], [1, 0, 0]]
-    assert {values.dtype for values in batch.values()} == {torch.int64}
-
-
-def test_padding_is_of_the_first_segment() -> None:
-    store = store_of([[5, 6, 7], [8, 9]], segments=[[0, 1, 1], [0, 1]])
-    batch = padded_batch(store, np.array([0, 1]), pad_id=99, device=CPU)
-
-    assert batch["token_type_ids"].tolist() == [[0, 1, 1], [0, 1, 0]]
-
-
-def test_a_batch_shares_no_memory_with_the_store() -> None:
-    store = store_of([[5, 6]], segments=[[0, 1]])
-    for values in padded_batch(store, np.array([0]), pad_id=0, device=CPU).values():
-        values.fill_(7)
-
-    assert store.ids.tolist() == [5, 6]
-    assert store.segments is not None
-    assert store.segments.tolist() == [0, 1]
-
-
-# Random batches of one epoch
-
-
-def epoch(lengths: Any, batch_size: int, seed: int = 0) -> list[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    return list(random_batches(np.asarray(lengths), batch_size=batch_size, generator=generator))
-
-
-def padding(lengths: np.ndarray, batches: list[np.ndarray]) -> int:
-    return int(sum(lengths[rows].max() * len(rows) - lengths[rows].sum() for rows in batches))
-
-
-@settings(deadline=None)
-@given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=300), batch_size=st.integers(1, 40))
-def test_an_epoch_has_every_row_once_in_the_exact_number_of_batches(lengths: list[int], batch_size: int) -> None:
-    batches = epoch(lengths, batch_size)
-    sizes = sorted(len(rows) for rows in batches)
-    n_full, n_left = divmod(len(lengths), batch_size)
-
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
-    assert sizes == [n_left] * (n_left > 0) + [batch_size] * n_full
-
-
-def test_a_set_of_fewer_than_eight_batches_is_not_sorted_by_length() -> None:
-    lengths = np.arange(1, 64)
-    batches = epoch(lengths, batch_size=8)
-
-    assert not any((np.diff(lengths[rows]) < 0).all() for rows in batches if len(rows) == 8)
-
-
-def test_a_set_of_eight_batches_is_sorted_within_batches() -> None:
-    lengths = np.arange(1, 65)
-    batches = epoch(lengths, batch_size=8)
-
-    assert all((np.diff(lengths[rows]) < 0).all() for rows in batches)
-
-
-def test_a_large_set_needs_far_less_padding_than_in_random_order() -> None:
-    lengths = np.random.default_rng(0).integers(1, 513, size=2000)
-    order = np.random.default_rng(1).permutation(len(lengths))
-    unsorted = [order[start : start + 16] for start in range(0, len(order), 16)]
-
-    assert padding(lengths, epoch(lengths, 16)) < 0.1 * padding(lengths, unsorted)
-
-
-@pytest.mark.parametrize("n_texts", [200, 2000])
-def test_batches_come_in_no_order_of_length(n_texts: int) -> None:
-    lengths = np.random.default_rng(0).integers(1, 513, size=n_texts)
-    longest = np.array([lengths[rows].max() for rows in epoch(lengths, batch_size=8)])
-    ranks = longest.argsort().argsort()
-
-    assert abs(np.corrcoef(ranks, np.arange(len(ranks)))[0, 1]) < 0.5
-    assert 0.3 < np.mean(np.diff(longest) < 0) < 0.7
-
-
-@pytest.mark.parametrize("n_texts", [20, 500])
-def test_the_seed_alone_decides_the_batches(n_texts: int) -> None:
-    lengths = np.random.default_rng(0).integers(1, 513, size=n_texts)
-    first, again, other = (epoch(lengths, 8, seed) for seed in (1, 1, 2))
-
-    assert len(first) == len(again)
-    for rows, same in zip(first, again, strict=True):
-        assert_array_equal(rows, same)
-    assert not np.array_equal(np.concatenate(first), np.concatenate(other))
-
-
-@pytest.mark.parametrize("n_texts", [20, 64, 500])
-def test_each_epoch_makes_other_batches(n_texts: int) -> None:
-    lengths = np.random.default_rng(0).integers(1, 513, size=n_texts)
-    generator = np.random.default_rng(0)
-    epochs = [
-        {frozenset(rows.tolist()) for rows in random_batches(lengths, batch_size=8, generator=generator)}
-        for _ in range(2)
-    ]
-
-    assert len(epochs[0] & epochs[1]) < len(epochs[0])
-
-
-# Batches for prediction
-
-
-@settings(deadline=None)
-@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=200), max_tokens=st.integers(1, 500))
-def test_batches_by_length_hold_every_row_once_within_the_budget(lengths: list[int], max_tokens: int) -> None:
-    counts = np.array(lengths)
-    batches = list(batches_by_length(counts, max_tokens=max_tokens))
-
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
-    assert counts[np.concatenate(batches)].tolist() == sorted(lengths, reverse=True)
-    assert all(len(rows) == 1 or len(rows) * counts[rows].max() <= max_tokens for rows in batches)
-
-
-def test_batches_by_length_are_as_large_as_the_budget_allows() -> None:
-    batches = list(batches_by_length(np.array([2, 9, 3, 3, 2, 2]), max_tokens=6))
-
-    assert [rows.tolist() for rows in batches] == [[1], [2, 3], [0, 4, 5]]
-
-
-def test_batches_by_length_keep_the_order_of_texts_of_one_length() -> None:
-    batches = list(batches_by_length(np.full(5, 3), max_tokens=6))
-
-    assert [rows.tolist() for rows in batches] == [[0, 1], [2, 3], [4]]
