@@ -81,12 +81,12 @@ class Group:
         """Return a group of the same texts with one token each."""
         return Group(self.texts, self.texts, 1, None, None, None)
 
-    def allowed(self, *, causal: bool, window: int | None) -> torch.Tensor | None:
+    def allowed(self, *, causal: bool, window: int | None, device: torch.device) -> torch.Tensor | None:
         """Return which tokens a token may see, broadcastable to (n_texts, heads, longest, longest); None if all."""
         keys = None if self.is_token is None else self.is_token[:, None, None, :]
         if not causal and (window is None or window >= self.longest):
             return keys
-        position = torch.arange(self.longest, device=None if keys is None else keys.device)
+        position = torch.arange(self.longest, device=device)
         distance = position[:, None] - position
         near = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
         if window is not None:
@@ -295,7 +295,7 @@ class _Pattern:
 
     def allowed(self, group: Group) -> torch.Tensor | None:
         """Return which keys the queries of a group may see."""
-        return group.allowed(causal=self.causal and not self.one_query, window=self.window)
+        return group.allowed(causal=self.causal and not self.one_query, window=self.window, device=self.layout.device)
 
     def draw_mask(self, shape: torch.Size) -> torch.Tensor | None:
         """Return which scores are kept, None if all are."""
