@@ -254,8 +254,8 @@ def attend(
 ) -> torch.Tensor:
     """Attend within each text.
 
-    Arrays are of shape (n_tokens, heads, size); with `one_query`, that of the queries is (n_texts, heads, size): one
-    token a text, which sees all others.
+    Arrays are of shape (n_tokens, heads, size); with `one_query`, that of the queries is (n_texts, heads, size): the
+    first token of each text alone.
     """
     n_repeats = query.shape[1] // key.shape[1]
     if n_repeats > 1:
@@ -295,7 +295,8 @@ class _Pattern:
 
     def allowed(self, group: Group) -> torch.Tensor | None:
         """Return which keys the queries of a group may see."""
-        return group.allowed(causal=self.causal and not self.one_query, window=self.window, device=self.layout.device)
+        allowed = group.allowed(causal=self.causal, window=self.window, device=self.layout.device)
+        return allowed[..., :1, :] if self.one_query and allowed is not None else allowed
 
     def draw_mask(self, shape: torch.Size) -> torch.Tensor | None:
         """Return which scores are kept, None if all are."""
