@@ -261,7 +261,7 @@ def attend(
     if n_repeats > 1:
         key, value = (states.repeat_interleave(n_repeats, dim=1) for states in (key, value))
     pattern = _Pattern(layout, scaling=scaling, dropout=dropout, causal=causal, window=window, one_query=one_query)
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
+    if torch.is_grad_enabled() and any(states.requires_grad for states in (query, key, value)):
         attended: torch.Tensor = _GroupedAttention.apply(query, key, value, pattern)
         return attended
     attended = torch.empty_like(query)
