@@ -387,7 +387,7 @@ def _restacked(encoder: Any, layers: list[nn.Module]) -> Any:
 
 def _set_attention(encoder: Any, name: str) -> None:
     """Give all modules of an encoder a configuration of their own with another implementation of attention."""
-    config = copy.copy(encoder.config)
+    config = copy.deepcopy(encoder.config)  # with its parts, which are given the implementation as well
     config._attn_implementation = name
     for module in encoder.modules():
         if module.__dict__.get("config") is not None:
