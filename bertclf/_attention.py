@@ -38,6 +38,9 @@ HALF_PRECISIONS = {torch.bfloat16, torch.float16}
 # Those kernels read vectors in steps of eight numbers, flash attention up to this many a head.
 MULTIPLE_OF_HEAD, LARGEST_HEAD = 8, 256
 
+# One dimension of a grid on a CUDA card: what those kernels can number texts by.
+MOST_TEXTS = 65_535
+
 # Texts of similar length whose scores are computed at once, padded to the longest of them. Fewer make too many small
 # products, more make too much padding: with MiniLM and 32 sentences of 12 to 55 tokens, forward and backward took
 # 16 ms in groups of equal length, 9.5 in groups of eight texts, 15.8 in one group (two cores of an AMD EPYC).
@@ -350,7 +353,7 @@ class _GroupedAttention(torch.autograd.Function):
     """Attention in groups of texts, with dropout, that remembers the shares and no padded copy of its input."""
 
     @staticmethod
-    def forward(  # noqa: D102
+    def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: _Pattern
     ) -> torch.Tensor:
         attended = torch.empty_like(query)
@@ -370,7 +373,7 @@ class _GroupedAttention(torch.autograd.Function):
         return attended
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, *remembered = ctx.saved_tensors
         pattern: _Pattern = ctx.pattern
         to_query, to_key, to_value = (torch.empty_like(states) for states in (query, key, value))
@@ -473,7 +476,7 @@ _RAGGED: list[tuple[_Kernel, Callable[[torch.Tensor, _Pattern], bool]]] = [
 
 def _chosen(query: torch.Tensor, pattern: _Pattern) -> _Kernel:
     """Return what is to compute the attention: the first kernel that is made for it and works here, else the groups."""
-    if query.device.type in RAGGED_DEVICES:
+    if query.device.type in RAGGED_DEVICES and len(pattern.layout.lengths) <= MOST_TEXTS:
         for kernel, takes in _RAGGED:
             if takes(query, pattern) and _works(
                 kernel,
@@ -521,7 +524,7 @@ def _works(
             numbers = torch.linspace(-2, 2, steps=8 * size, device=device).to(dtype).view(8, 1, size)
             query, key, value = ((numbers * factor).sin().requires_grad_() for factor in (1, 2, 3))
             states = query[:2] if one_query else query, key, value
-            torch.autograd.backward(kernel(*states, pattern).sum())
+            torch.autograd.backward(kernel(*states, pattern).square().sum())
             difference = kernel(*states, without_dropout) - _in_groups(*states, without_dropout)
             return bool(difference.abs().max() < 0.02)
     except torch.OutOfMemoryError:

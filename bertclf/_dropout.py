@@ -71,12 +71,12 @@ class _MaskedScale(torch.autograd.Function):
     """values * keep * scale, which remembers nothing but the mask."""
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, keep: torch.Tensor, scale: float) -> torch.Tensor:  # noqa: D102
+    def forward(ctx: Any, values: torch.Tensor, keep: torch.Tensor, scale: float) -> torch.Tensor:
         ctx.save_for_backward(keep)
         ctx.scale = scale
         return (values * keep).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # noqa: D102
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (keep,) = ctx.saved_tensors
         return (gradient * keep).mul_(ctx.scale), None, None

@@ -145,6 +145,11 @@ def test_kernels_are_left_out_where_they_take_no_heads_of_this_size(ragged, size
     assert _chosen(states(dtype=torch.bfloat16, size=size)[0], pattern()) is kernel
 
 
+def test_more_texts_than_a_grid_has_places_go_in_groups(ragged, monkeypatch):
+    monkeypatch.setattr(_attention, "MOST_TEXTS", len(LENGTHS) - 1)
+    assert _chosen(states(dtype=torch.bfloat16)[0], pattern()) is _in_groups
+
+
 def test_a_cpu_keeps_to_the_groups():
     assert _chosen(states(dtype=torch.bfloat16)[0], pattern()) is _in_groups
 
