@@ -242,11 +242,11 @@ class MatrixWork:
 
         with torch.inference_mode():
             multiply_all()
-            start, n_passes = time.perf_counter(), 0
-            while time.perf_counter() - start < seconds:
+            start, elapsed, n_passes = time.perf_counter(), 0.0, 0
+            while not n_passes or elapsed < seconds:
                 multiply_all()
                 n_passes += 1
-            elapsed = time.perf_counter() - start
+                elapsed = time.perf_counter() - start
         factor = 6 if training else 2
         return factor * n_tokens * n_passes * sum(weight.numel() for weight in weights) / elapsed
 
