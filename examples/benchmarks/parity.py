@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from common import minilm_folder, read
 from sklearn.metrics import accuracy_score, matthews_corrcoef
-from train_speed import minilm_folder, ours, read, with_trainer
+from train_speed import ours, with_trainer
 
 EPOCHS = 4
 METRICS = {"trec": accuracy_score, "cola": matthews_corrcoef, "mr": accuracy_score}

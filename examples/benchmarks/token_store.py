@@ -7,45 +7,14 @@ the texts are encoded less its resident set before, so it holds everything that 
 """
 
 import argparse
-import os
-import random
-import resource
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from minilm import minilm_folder
+from common import minilm_folder, peak_bytes, random_texts, resident_bytes
 from transformers import AutoTokenizer
 
 from bertclf._tokens import tokenize
 
-WORDS = (
-    "a an and the it is was were not very this that of in on with for film story plot scene actor actress director "
-    "music ending joke hour evening city family love friend war summer winter dull fine long slow quick bright dark "
-    "warm cold brilliant charming tedious forgettable unforgettable melodramatic cinematography see watch like hate "
-    "remember forget laugh cry leave stay nothing everything always never"
-).split()
 WARM_UP_TEXTS = 5_000
 BYTES_PER_TOKEN, BYTES_PER_TEXT = 6, 40
-
-
-def random_texts(n_texts):
-    """Return texts of 5 to 15 words; each is made alone, so that nothing large is freed before the measurement."""
-    generator = random.Random(0)
-    return [" ".join(generator.choices(WORDS, k=generator.randint(5, 15))) for _ in range(n_texts)]
-
-
-def peak_bytes():
-    """Return the largest resident set that the process has had so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def resident_bytes():
-    """Return the resident set of the process; where the system doesn't tell, its peak, which equals it here."""
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        return peak_bytes()
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def main():

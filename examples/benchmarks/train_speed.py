@@ -1,68 +1,50 @@
-"""Compare the speed of training with the usual tutorial's loop and with `transformers.Trainer`.
+"""Compare the speed of training with the usual tutorial's loop, with `transformers.Trainer` and with skorch.
 
 All ways fine-tune the same checkpoint on the same rows with the same settings (64 tokens at most, batches of 32,
 AdamW at 5e-5, linear decay without warm-up). A run is timed whole, from the loading of the checkpoint to the last step;
-predicting the test rows is not timed. The ways take turns, so that a change in the machine's speed meets all of them.
+predicting the test rows is not timed. The ways take turns, so that a change in the machine's speed meets all of them,
+and so does what the machine multiplies at best, in the precision of each way: the limit is the time that the matrix
+products of the real tokens would take at that rate (6 operations a weight and token; in the last layer, where the
+first token of a text alone is looked at, keys and values of all tokens and the rest of that one).
+
+`Trainer` needs accelerate; without it, or without skorch, that way is left out.
 
     python examples/benchmarks/train_speed.py --data train.jsonl --test test.jsonl
 """
 
-import argparse
-import json
-import random
-import statistics
-import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-    get_linear_schedule_with_warmup,
+from common import (
+    BATCH_SIZE,
+    LEARNING_RATE,
+    MAX_LENGTH,
+    MatrixWork,
+    Way,
+    beside_limit,
+    best_dtype,
+    classifier_of,
+    count_tokens,
+    device,
+    has_bfloat16,
+    is_installed,
+    load,
+    name_of,
+    parsed,
+    parser_of,
+    rates_line,
+    read,
+    report,
+    skorch_pipeline,
 )
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from transformers import PrinterCallback, Trainer, TrainingArguments, get_linear_schedule_with_warmup
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from minilm import minilm_folder
-
-from bertclf import BertSequenceClassifier
-
-BATCH_SIZE, LEARNING_RATE, MAX_LENGTH = 32, 5e-5, 64
 WARM_UP_ROWS = 2 * BATCH_SIZE
-
-
-def device():
-    """Return the device that every way trains on."""
-    name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device(name)
-
-
-def has_bfloat16():
-    """Tell whether the hardware multiplies bfloat16 matrices itself."""
-    if device().type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return device().type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
-
-
-def read(file):
-    """Return the texts and the labels of a file of JSON lines."""
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-    return [row["text"] for row in rows], [row["label"] for row in rows]
-
-
-def load(model, *, n_classes):
-    """Return tokenizer and network of a checkpoint, as tutorials load them."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=n_classes, dtype=torch.float32)
-    return tokenizer, network
 
 
 def predictor(tokenizer, network, classes):
@@ -148,110 +130,109 @@ def tuned_trainer(texts, labels, **settings):
     )
 
 
-def ours(texts, labels, *, model, epochs, seed, precision="float32"):
-    """Train with `BertSequenceClassifier`; `pooling="cls"` makes the network that of the other ways."""
-    classifier = BertSequenceClassifier(
-        model,
-        pooling="cls",
-        epochs=epochs,
-        learning_rate=LEARNING_RATE,
-        warmup_ratio=0.0,
-        batch_size=BATCH_SIZE,
-        max_length=MAX_LENGTH,
-        precision=precision,
-        random_state=seed,
+def with_skorch(texts, labels, *, model, epochs, seed):
+    """Train with skorch and its Hugging Face tokenizer, which pads every text to 64 tokens."""
+    from skorch.callbacks import GradientNormClipping, LRScheduler
+
+    transformers.set_seed(seed)
+    classes, targets = np.unique(labels, return_inverse=True)
+    tokenizer, network = load(model, n_classes=len(classes))
+    n_steps = epochs * -(-len(texts) // BATCH_SIZE)
+    decay = LRScheduler(
+        torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda step: 1 - step / n_steps, step_every="batch"
     )
+    pipeline = skorch_pipeline(
+        tokenizer,
+        network,
+        optimizer=torch.optim.AdamW,
+        lr=LEARNING_RATE,
+        max_epochs=epochs,
+        iterator_train__shuffle=True,
+        train_split=None,
+        callbacks=[decay, GradientNormClipping(1.0)],
+    )
+    pipeline.fit(texts, targets)
+    return lambda texts: classes[pipeline.predict(texts)]
+
+
+def ours(texts, labels, *, model, epochs, seed, precision="float32"):
+    """Train with `BertSequenceClassifier`."""
+    classifier = classifier_of(model, epochs=epochs, precision=precision, random_state=seed)
     return classifier.fit(texts, labels).predict
-
-
-def ours_auto(texts, labels, **settings):
-    """Train with `BertSequenceClassifier` in the precision that the hardware is built for."""
-    return ours(texts, labels, precision="auto", **settings)
 
 
 TUTORIAL, TRAINER = "tutorial's loop", "Trainer, defaults"
 
 
-def ways():
-    """Return the function of each way, by its name in the table."""
-    precision = "bfloat16" if has_bfloat16() else "float32"
-    functions = {
-        TUTORIAL: tutorial_loop,
-        TRAINER: with_trainer,
-        f"Trainer, tuned ({precision}, by length, fused)": tuned_trainer,
-        "bertclf, float32": ours,
-    }
-    if has_bfloat16() or device().type == "cuda":
-        functions['bertclf, precision="auto"'] = ours_auto
-    return functions
+def all_ways():
+    """Return each way that is installed and the precision of its matrix products, by its name in the table."""
+    dtype = torch.bfloat16 if has_bfloat16() else torch.float32
+    ways = {TUTORIAL: (tutorial_loop, torch.float32)}
+    if is_installed("accelerate", way="Trainer"):
+        ways[TRAINER] = with_trainer, torch.float32
+        ways[f"Trainer, tuned ({name_of(dtype)}, by length, fused)"] = tuned_trainer, dtype
+    if is_installed("skorch", way="skorch"):
+        ways["skorch"] = with_skorch, torch.float32
+    ways["bertclf, float32"] = ours, torch.float32
+    if best_dtype() != torch.float32:
+        ways['bertclf, precision="auto"'] = partial(ours, precision="auto"), best_dtype()
+    return ways
 
 
-def timed(way, texts, labels, **settings):
-    """Return the predictor that a way trains, and the seconds it took."""
-    start = time.perf_counter()
-    predict = way(texts, labels, **settings)
-    if device().type == "cuda":
-        torch.cuda.synchronize()
-    return predict, time.perf_counter() - start
-
-
-def table(seconds, accuracies, *, n_texts):
-    """Return a Markdown table with one line a way."""
-    medians = {way: statistics.median(times) for way, times in seconds.items()}
-    lines = [
-        "| way | median seconds | texts/s | times Trainer's speed | times the tutorial's speed | accuracy |",
-        "|---|---|---|---|---|---|",
-    ]
-    for way, median in medians.items():
-        cells = [
-            way,
-            f"{median:.1f}",
-            f"{n_texts / median:.0f}",
-            f"{medians[TRAINER] / median:.2f}",
-            f"{medians[TUTORIAL] / median:.2f}",
-            f"{statistics.mean(accuracies[way]):.3f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def main():
+def main(argv=None):
     """Run every way in turn and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="training rows: JSON lines with text and label")
+    parser = parser_of(__doc__)
     parser.add_argument("--test", type=Path, required=True, help="test rows, in the same form")
-    parser.add_argument("--model", help="name on the Hugging Face Hub, or folder; default: the installed MiniLM")
     parser.add_argument("--rows", type=int, default=1600, help="training rows, drawn at random, always the same")
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    texts, labels = read(arguments.data)
-    chosen = random.Random(0).sample(range(len(texts)), min(arguments.rows, len(texts)))
-    texts, labels = [texts[row] for row in chosen], [labels[row] for row in chosen]
+    arguments = parsed(parser, argv)
+    texts, labels = read(arguments.data, arguments.rows)
     test_texts, test_labels = read(arguments.test)
-    model = arguments.model or minilm_folder()
+    model, epochs = arguments.model, arguments.epochs
+    ways = all_ways()
 
     # One short run of each way: what is imported, compiled or cached on first use is charged to none.
-    for way in ways().values():
-        way(texts[:WARM_UP_ROWS], labels[:WARM_UP_ROWS], model=model, epochs=1, seed=0)
+    for train, _ in ways.values():
+        train(texts[:WARM_UP_ROWS], labels[:WARM_UP_ROWS], model=model, epochs=1, seed=0)
 
-    seconds = {name: [] for name in ways()}
-    accuracies = {name: [] for name in ways()}
-    for repeat in range(arguments.repeats):
-        for name, way in ways().items():
-            predict, elapsed = timed(way, texts, labels, model=model, epochs=arguments.epochs, seed=repeat)
-            seconds[name].append(elapsed)
-            accuracies[name].append(float(np.mean(predict(test_texts) == np.asarray(test_labels))))
-            print(f"{name}: {elapsed:.1f} s, accuracy {accuracies[name][-1]:.3f}", file=sys.stderr, flush=True)
+    def run(train, seed):
+        return train(texts, labels, model=model, epochs=epochs, seed=seed)
 
-    print(
-        f"{len(texts)} texts, {arguments.epochs} epoch(s), batches of {BATCH_SIZE}, {device().type}, "
-        f"{torch.get_num_threads()} thread(s), medians of {arguments.repeats}\n"
+    tokenizer, network = load(model, n_classes=len(set(labels)))
+    work = MatrixWork.of(network, first_token_alone=True)
+    turns = {name: Way(partial(run, train), dtype) for name, (train, dtype) in ways.items()}
+    seconds, predictors, rates = beside_limit(turns, work=work, training=True, repeats=arguments.repeats)
+
+    n_texts, n_tokens = epochs * len(texts), epochs * count_tokens(texts, tokenizer)
+    operations = work.operations(n_tokens=n_tokens, n_texts=n_texts, training=True)
+    accuracies = {
+        name: [np.mean(predict(test_texts) == np.asarray(test_labels)) for predict in predictors[name]] for name in ways
+    }
+    report(
+        f"{len(texts)} texts, {n_tokens / n_texts:.1f} tokens a text, {epochs} epoch(s), batches of {BATCH_SIZE}, "
+        f"medians of {arguments.repeats}; matrix products: {rates_line(rates)}.",
+        [
+            "way",
+            "median seconds",
+            "texts/s",
+            "times Trainer's speed",
+            "times the tutorial's speed",
+            "share of the arithmetic limit",
+            "accuracy",
+        ],
+        [
+            [
+                name,
+                f"{median:.1f}",
+                f"{n_texts / median:.0f}",
+                f"{seconds[TRAINER] / median:.2f}" if TRAINER in seconds else "",
+                f"{seconds[TUTORIAL] / median:.2f}",
+                f"{operations / rates[turns[name].dtype] / median:.0%}",
+                f"{np.mean(accuracies[name]):.3f}",
+            ]
+            for name, median in seconds.items()
+        ],
     )
-    print(table(seconds, accuracies, n_texts=len(texts) * arguments.epochs))
 
 
 if __name__ == "__main__":

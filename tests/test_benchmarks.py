@@ -1,0 +1,167 @@
+"""The benchmarks run from end to end on tiny data, whichever of their rivals are installed."""
+
+import json
+import math
+from pathlib import Path
+
+import common
+import grid_search
+import growth
+import latency
+import peak_memory
+import predict_speed
+import pytest
+import torch
+import train_speed
+import transformers
+from conftest import LABELS, TEXTS
+
+# What other libraries warn of in their own ways of training is not for us to mend.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch):
+    """Products for a moment only, and transformers as talkative afterwards as it was."""
+    rate = common.MatrixWork.rate
+    monkeypatch.setattr(common.MatrixWork, "rate", lambda *given, **named: rate(*given, **named, seconds=0.0))
+    verbosity = transformers.utils.logging.get_verbosity()
+    yield
+    transformers.utils.logging.set_verbosity(verbosity)
+    transformers.utils.logging.enable_progress_bar()
+
+
+@pytest.fixture
+def options(checkpoint: Path, tmp_path: Path) -> list[str]:
+    """The options that all benchmarks have."""
+    data = tmp_path / "rows.jsonl"
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, LABELS, strict=True)]
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return [f"--data={data}", f"--model={checkpoint}", "--repeats=1"]
+
+
+def tables(output: str) -> list[list[list[str]]]:
+    """Return the cells of each Markdown table, header and rule left out."""
+    blocks = [[line for line in block.splitlines() if line.startswith("|")] for block in output.split("\n\n")]
+    return [[[cell.strip() for cell in line.strip("|").split("|")] for line in block[2:]] for block in blocks if block]
+
+
+def test_training_is_held_against_the_tutorial_and_the_limit(options: list[str], capsys: pytest.CaptureFixture[str]):
+    train_speed.main([*options, f"--test={options[0].removeprefix('--data=')}"])
+    (table,) = tables(capsys.readouterr().out)
+    by_way = {way: cells for way, *cells in table}
+    assert by_way.keys() == train_speed.all_ways().keys()
+    assert by_way[train_speed.TUTORIAL][3] == "1.00"
+    assert all(cells[4].endswith("%") and 0 <= float(cells[5]) <= 1 for cells in by_way.values())
+
+
+def test_ways_of_one_network_predict_the_same(options: list[str], capsys: pytest.CaptureFixture[str]):
+    predict_speed.main([*options, f"--test={options[0].removeprefix('--data=')}"])
+    (table,) = tables(capsys.readouterr().out)
+    differences = {way: cells[5] for way, *cells in table}
+    assert {predict_speed.OURS, predict_speed.PIPELINE, predict_speed.SORTED} <= differences.keys()
+    exact = [way for way in differences if "embeddings" not in way and "auto" not in way and "16" not in way]
+    assert all(float(differences[way]) < 1e-5 for way in exact)
+
+
+def test_latency_is_held_against_the_bare_pass(options: list[str], capsys: pytest.CaptureFixture[str]):
+    latency.main([*options, "--calls=3"])
+    (table,) = tables(capsys.readouterr().out)
+    assert [row[0] for row in table] == [latency.OURS, latency.BARE, latency.TOKENIZATION]
+    assert table[1][2] == "1.00"
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[tuple[Path, int | None]]:
+    """The scripts, and their numbers of threads, that were to run in new processes; they run in this one."""
+    scripts: list[tuple[Path, int | None]] = []
+
+    def in_this_process(script: Path, *given: str, threads: int | None = None) -> dict[str, float]:
+        scripts.append((script, threads))
+        {"peak_memory": peak_memory, "growth": growth}[script.stem].main(list(given))
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    for module in (peak_memory, growth):
+        monkeypatch.setattr(module, "in_fresh_process", in_this_process)
+    return scripts
+
+
+def test_peak_memory_is_that_of_fresh_processes(
+    options: list[str], started: list[tuple[Path, int | None]], capsys: pytest.CaptureFixture[str]
+):
+    peak_memory.main([*options, "--tokens=32"])
+    (table,) = tables(capsys.readouterr().out)
+    assert [row[:2] for row in table] == [
+        [texts, way] for texts in ("short (64 tokens at most)", "32 tokens") for way in ("padded", "bertclf")
+    ]
+    assert started == [(Path(peak_memory.__file__), None)] * 4
+
+
+def test_state_is_weights_gradients_and_two_moments():
+    layer, other = torch.nn.Linear(3, 2), torch.nn.Linear(2, 1)
+    layer(torch.ones(1, 3)).sum().backward()
+    with peak_memory.StateBytes() as state:
+        torch.optim.AdamW(layer.parameters(), fused=True).step()
+    n_counters = 2  # AdamW keeps a float for each tensor, in which it counts the steps
+    assert state.of(layer) == 4 * (4 * 8 + n_counters)
+    assert state.of(torch.nn.Sequential(layer, other)) == state.of(layer) + 4 * 3
+
+
+def test_growth_has_a_row_for_each_length_and_number_of_rows(options: list[str], capsys: pytest.CaptureFixture[str]):
+    growth.main([*options, "--parts", "length", "rows", "--lengths", "8", "16", "--tokens=16", "--rows", "10", "100"])
+    lengths, rows = tables(capsys.readouterr().out)
+    assert [row[:2] for row in lengths] == [["8", "32"], ["16", "32"]]
+    assert [row[0] for row in rows] == ["10", "100"]
+
+
+def test_growth_with_cores_is_measured_in_fresh_processes(
+    options: list[str], started: list[tuple[Path, int | None]], capsys: pytest.CaptureFixture[str]
+):
+    growth.main([*options, "--parts=cores", "--cores", "1", "2", "--texts=14"])
+    (table,) = tables(capsys.readouterr().out)
+    assert [row[0] for row in table] == ["1", "2"]
+    assert table[0][2] == table[0][4] == "1.00"
+    assert started == [(Path(growth.__file__), 1), (Path(growth.__file__), 2)]
+
+
+def test_a_fresh_process_has_its_own_number_of_threads(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text("import os, sys\nprint('first')\nprint([int(os.environ['OMP_NUM_THREADS']), len(sys.argv)])\n")
+    assert common.in_fresh_process(script, "--given", threads=2) == [2, 2]
+
+
+def test_grid_search_scores_as_by_hand(options: list[str], capsys: pytest.CaptureFixture[str]):
+    grid_search.main(options)
+    (table,) = tables(capsys.readouterr().out)
+    assert [row[0] for row in table] == [grid_search.BARE, grid_search.SEARCH]
+    for row in table:
+        assert float(row[3].split()[0]) >= 30  # each fold of each candidate meets each text once, in fit or predict
+        assert row[5] == "100%"
+
+
+def test_matrix_work_counts_the_last_layer_where_it_is_needed(checkpoint: Path):
+    _, network = common.load(checkpoint, n_classes=2)
+    every_token = common.MatrixWork.of(network, first_token_alone=False)
+    first_alone = common.MatrixWork.of(network, first_token_alone=True)
+    layer = 4 * 16 * 16 + 2 * 16 * 32
+    head = 16 * 16 + 2 * 16
+    assert (every_token.per_token, every_token.per_text) == (2 * layer, head)
+    assert (first_alone.per_token, first_alone.per_text) == (layer + 2 * 16 * 16, layer - 2 * 16 * 16 + head)
+    assert sum(map(math.prod, first_alone.shapes)) == 2 * layer
+    assert first_alone.operations(n_tokens=5, n_texts=2, training=True) == 6 * (
+        5 * first_alone.per_token + 2 * first_alone.per_text
+    )
+    assert first_alone.rate(torch.float32, training=True) > 0
+
+
+def test_long_texts_have_so_many_words_and_run_on():
+    assert common.long_texts(["a b", "c"], n_texts=2, n_words=4) == ["a b c a", "b c a b"]
+
+
+def test_a_rival_that_is_not_installed_is_left_out(
+    options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(common.importlib.util, "find_spec", lambda _: None)
+    assert set(train_speed.all_ways()) >= {train_speed.TUTORIAL, "bertclf, float32"}
+    assert train_speed.TRAINER not in train_speed.all_ways()
+    assert "skorch is left out: skorch is not installed." in capsys.readouterr().err
