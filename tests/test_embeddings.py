@@ -27,16 +27,9 @@ def table():
 
 @pytest.fixture
 def network(spread_checkpoint):
+    options = {"revision": None, "multilabel": False, "pooling": "auto", "dropout": 0.0, "verbose": False}
     with torch.random.fork_rng():
-        return load_checkpoint(
-            spread_checkpoint,
-            revision=None,
-            labels=["a", "b"],
-            multilabel=False,
-            pooling="auto",
-            dropout=0.0,
-            verbose=False,
-        ).network
+        return load_checkpoint(spread_checkpoint, labels=["a", "b"], **options).network
 
 
 def test_vectors_and_gradients_are_those_of_the_table(table):
@@ -73,7 +66,7 @@ def test_the_table_has_no_new_values_before_they_are_put_back(table):
 @pytest.mark.parametrize("early_stopping", [False, True])
 @pytest.mark.parametrize("lr_schedule", ["linear", "constant", "reduce_lr_on_plateau"])
 def test_training_the_used_rows_gives_the_weights_of_training_the_table(
-    spread_checkpoint, monkeypatch, lr_schedule, early_stopping
+    spread_checkpoint, network, monkeypatch, lr_schedule, early_stopping
 ):
     """Unused rows, which have no gradient, shrink under the weight decay as all others."""
     clf = BertSequenceClassifier(
@@ -90,20 +83,14 @@ def test_training_the_used_rows_gives_the_weights_of_training_the_table(
     )
     used = clf.fit(TEXTS * 2, LABELS * 2).model_.state_dict()
     make = _training._make_engine
-    monkeypatch.setattr(
-        _training, "_make_engine", lambda *given, **named: make(*given, **named | {"whole_table": True})
-    )
+
+    def make_with_whole_table(*given, **named):
+        return make(*given, **named | {"whole_table": True})
+
+    monkeypatch.setattr(_training, "_make_engine", make_with_whole_table)
     whole = clf.fit(TEXTS * 2, LABELS * 2).model_.state_dict()
 
-    start = load_checkpoint(
-        spread_checkpoint,
-        revision=None,
-        labels=["a", "b"],
-        multilabel=False,
-        pooling="auto",
-        dropout=0.0,
-        verbose=False,
-    ).network.state_dict()[TABLE]
+    start = network.state_dict()[TABLE]
     unused = np.setdiff1d(np.arange(len(start)), [token for row in clf.tokenizer_(TEXTS)["input_ids"] for token in row])
     shrinkage = used[TABLE][unused].norm() / start[unused].norm()
     assert 0.9 < shrinkage < 0.999
