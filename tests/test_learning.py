@@ -110,9 +110,9 @@ def test_the_held_out_texts_are_not_trained_on(clf, monkeypatch):
     seen = set()
     logits = Engine.logits
 
-    def recording(engine, store, rows):
+    def recording(engine, store, rows, **known):
         seen.add((torch.is_grad_enabled(), len(store)))
-        return logits(engine, store, rows)
+        return logits(engine, store, rows, **known)
 
     monkeypatch.setattr(Engine, "logits", recording)
     clf.set_params(early_stopping=True, validation_fraction=0.25).fit(MANY, NOISY)

@@ -1,5 +1,6 @@
 """The pip-installed MiniLM: a real network, a real tokenizer, real sentences."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -8,7 +9,10 @@ import torch
 from minilm import minilm_folder
 
 from bertclf import BertSequenceClassifier
+from bertclf._dropout import KeepMasks
+from bertclf._engine import Engine
 from bertclf._network import PooledClassifier
+from bertclf._tokens import tokenize
 
 pytestmark = pytest.mark.real
 
@@ -59,6 +63,34 @@ def test_probabilities_equal_the_plain_padded_network_alone_and_in_any_batch(clf
     np.testing.assert_allclose(clf.predict_proba(texts), plain, atol=1e-5)
     alone = np.concatenate([clf.predict_proba([text]) for text in texts])
     np.testing.assert_allclose(alone, plain, atol=1e-5)
+
+
+def test_logits_and_gradients_of_training_equal_those_of_the_plain_padded_network(clf):
+    network = copy.deepcopy(clf.model_)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    texts = [*TEXTS, "a", " ".join(TEXTS * 2)]
+    batch = clf.tokenizer_(texts, padding=True, return_tensors="pt")
+    upstream = torch.randn(len(texts), 2, generator=torch.Generator().manual_seed(0))
+    plain = network.train()(**batch).logits
+    plain.backward(upstream)
+    expected = {name: weight.grad.clone() for name, weight in network.named_parameters() if weight.grad is not None}
+    network.zero_grad()
+
+    store = tokenize(texts, None, tokenizer=clf.tokenizer_, max_length=None, with_segments=True)
+    used = np.unique(store.ids)
+    engine = Engine(network.eval(), device=torch.device("cpu"), masks=KeepMasks(0), token_ids=used).train()
+    assert engine.is_unpadded
+    logits = engine.logits(store, np.arange(len(texts)))
+    logits.backward(upstream)
+    assert (logits - plain).abs().max() <= 1e-5 * plain.abs().max()
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for name, weight in engine.named_parameters().items():
+        if name in expected:
+            whole = expected[name]
+            reference = whole if whole.shape == weight.shape else whole[used]
+            assert (weight.grad - reference).abs().max() <= 1e-4 * largest, name
 
 
 def test_the_pickle_predicts_the_same_bits(clf):
