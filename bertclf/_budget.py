@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from bertclf._batches import batches_by_length
+from bertclf._device import give_back_memory
 
 
 class TokenBudget:
@@ -61,8 +62,7 @@ class TokenBudget:
         """
         while not self._succeeds(lengths, work):
             # By now the error is gone, and with it what it held of the pass that failed.
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
+            give_back_memory()
             start_over()
 
     def _succeeds(self, lengths: npt.NDArray[np.int64], work: Callable[[npt.NDArray[np.int64]], None]) -> bool:

@@ -1,7 +1,6 @@
 """From the name of a checkpoint to its network and its tokenizer: the only room that loads weights."""
 
 import json
-import logging
 import os
 import re
 import threading
@@ -48,6 +47,7 @@ from bertclf._network import (
     own_pooling,
     padding_matters,
 )
+from bertclf._silence import quiet
 
 # What a checkpoint is made of. Hub repositories also hold copies of the weights for other frameworks.
 CHECKPOINT_FILES = [
@@ -66,6 +66,9 @@ CHECKPOINT_FILES = [
     "modules.json",
     "*_Pooling/config.json",
 ]
+
+# Where transformers tells that it loads weights, and which are missing.
+LOGS = ("transformers.modeling_utils", "transformers.utils.loading_report")
 
 # Loading sets torch's default dtype and the verbosity of transformers for a moment: one thread at a time.
 _LOADING = threading.Lock()
@@ -395,31 +398,14 @@ def _from_memory(loader: Any, config: PretrainedConfig, weights: dict[str, torch
     return network
 
 
-class _NotFromThread(logging.Filter):
-    """Drops the records of one thread, so that other threads still see theirs."""
-
-    def __init__(self, thread: int) -> None:
-        super().__init__()
-        self.thread = thread
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a record may pass."""
-        return record.thread != self.thread
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers from showing a progress bar and from reporting that the head is new."""
-    loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "utils.loading_report")]
-    drop = _NotFromThread(threading.get_ident())
     had_bars = transformers_logging.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.addFilter(drop)
     # Not disable_progress_bar(), which would also overwrite the caller's settings of huggingface_hub.
     transformers_logging._tqdm_active = False
     try:
-        yield
+        with quiet(LOGS):
+            yield
     finally:
         transformers_logging._tqdm_active = had_bars
-        for logger in loggers:
-            logger.removeFilter(drop)

@@ -64,6 +64,12 @@ def compute_after_loading(*, device: str, precision: str) -> Compute:
         return choose_compute(device="cpu", precision=precision)
 
 
+def give_back_memory() -> None:
+    """Give the memory that torch holds for reuse back to the device, where it may lie in pieces of the wrong sizes."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
 def _best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())

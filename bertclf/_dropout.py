@@ -63,7 +63,8 @@ class Dropout(nn.Module):
         """Zero some values in training and scale the others up, so that the expectation stays."""
         if not self.training or self.p == 0:
             return values
-        dropped: torch.Tensor = _MaskedScale.apply(values, self._masks.draw(values.shape, self.p), 1 / (1 - self.p))
+        keep = self._masks.draw(values.shape, self.p)
+        dropped: torch.Tensor = _MaskedScale.apply(values, keep, 1 / (1 - self.p))  # type: ignore[no-untyped-call]
         return dropped
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from bertclf._attention import UNPADDED, Layout
+from bertclf._attention import UNPADDED
 from bertclf._batches import flat_batch, padded_batch
 from bertclf._dropout import Dropout, KeepMasks
 from bertclf._embeddings import UsedRows
+from bertclf._layout import Layout
 from bertclf._network import (
     Network,
     PooledClassifier,

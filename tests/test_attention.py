@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bertclf import _attention
-from bertclf._attention import Layout, attend, unpadded_attention
+from bertclf import _layout
+from bertclf._attention import attend, unpadded_attention
 from bertclf._dropout import KeepMasks
+from bertclf._layout import Layout
 
 CPU = torch.device("cpu")
 SIZE = 4
@@ -86,8 +87,8 @@ def test_lower_precision_agrees_loosely_and_is_kept():
     ("texts_per_group", "scores_per_group"), [(1, 1 << 18), (3, 1 << 18), (100, 1 << 18), (8, 100)]
 )
 def test_the_size_of_the_groups_changes_nothing(monkeypatch, texts_per_group, scores_per_group):
-    monkeypatch.setattr(_attention, "TEXTS_PER_GROUP", texts_per_group)
-    monkeypatch.setattr(_attention, "SCORES_PER_GROUP", scores_per_group)
+    monkeypatch.setattr(_layout, "TEXTS_PER_GROUP", texts_per_group)
+    monkeypatch.setattr(_layout, "SCORES_PER_GROUP", scores_per_group)
     assert_agrees(states_of(MIXED), MIXED, window=5)
 
 

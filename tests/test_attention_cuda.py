@@ -11,12 +11,15 @@ from conftest import LABELS, TEXTS
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bertclf import _attention, _training
-from bertclf._attention import Layout, _chosen, _in_groups, _Pattern, _with_jagged, _with_varlen, attend
+from bertclf import _kernels, _training
+from bertclf._attention import attend
 from bertclf._budget import TokenBudget
 from bertclf._checkpoint import load_checkpoint
 from bertclf._device import Compute
 from bertclf._engine import Engine
+from bertclf._groups import Pattern, in_groups
+from bertclf._kernels import _with_jagged, _with_varlen, choose
+from bertclf._layout import Layout
 from bertclf._tokens import tokenize
 from bertclf._training import LabelledTokens, TrainingSettings, classification_loss
 
@@ -51,22 +54,22 @@ def plain_varlen_attn(
 
 @pytest.fixture(autouse=True)
 def _tries_nothing_twice():
-    _attention._works.cache_clear()
+    _kernels._works.cache_clear()
     yield
-    _attention._works.cache_clear()
+    _kernels._works.cache_clear()
 
 
 @pytest.fixture
 def ragged(monkeypatch):
     """Let the CPU pass for a device with kernels for ragged batches."""
-    monkeypatch.setattr(_attention, "RAGGED_DEVICES", {"cpu"})
-    monkeypatch.setattr(_attention, "FUSED_BACKENDS", [SDPBackend.MATH])
-    monkeypatch.setattr(_attention, "varlen_attn", plain_varlen_attn)
+    monkeypatch.setattr(_kernels, "RAGGED_DEVICES", {"cpu"})
+    monkeypatch.setattr(_kernels, "FUSED_BACKENDS", [SDPBackend.MATH])
+    monkeypatch.setattr(_kernels, "varlen_attn", plain_varlen_attn)
 
 
 def pattern(**changes):
     defaults = {"scaling": 0.3, "dropout": 0.0, "causal": False, "window": None, "one_query": False}
-    return _Pattern(Layout(LENGTHS, device=CPU), **(defaults | changes))
+    return Pattern(Layout(LENGTHS, device=CPU), **(defaults | changes))
 
 
 def states(*, one_query=False, dtype=torch.float32, size=SIZE):
@@ -86,7 +89,7 @@ def outputs_and_gradients(kernel, which, **settings):
 def test_jagged_tensors_give_outputs_and_gradients_of_the_groups(one_query):
     which = pattern(one_query=one_query)
     for actual, expected in zip(
-        outputs_and_gradients(_with_jagged, which), outputs_and_gradients(_in_groups, which), strict=True
+        outputs_and_gradients(_with_jagged, which), outputs_and_gradients(in_groups, which), strict=True
     ):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
@@ -99,15 +102,15 @@ def test_jagged_tensors_give_outputs_and_gradients_of_the_groups(one_query):
 def test_varlen_gives_outputs_and_gradients_of_the_groups(ragged, changes):
     which = pattern(**changes)
     for actual, expected in zip(
-        outputs_and_gradients(_with_varlen, which), outputs_and_gradients(_in_groups, which), strict=True
+        outputs_and_gradients(_with_varlen, which), outputs_and_gradients(in_groups, which), strict=True
     ):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kernel", [_with_jagged, _in_groups])
+@pytest.mark.parametrize("kernel", [_with_jagged, in_groups])
 def test_dropout_drops_its_share_and_scales_up_the_rest(kernel):
     lengths = np.ones(4000, dtype=np.int64)
-    which = _Pattern(Layout(lengths, device=CPU), scaling=1.0, dropout=0.25, causal=False, window=None, one_query=False)
+    which = Pattern(Layout(lengths, device=CPU), scaling=1.0, dropout=0.25, causal=False, window=None, one_query=False)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         attended = kernel(*(torch.ones(4000, 1, 8) for _ in range(3)), which)
@@ -126,39 +129,39 @@ def test_dropout_drops_its_share_and_scales_up_the_rest(kernel):
         (torch.float32, {}, _with_jagged),
         (torch.float32, {"one_query": True}, _with_jagged),
         (torch.float32, {"window": 9}, _with_jagged),
-        (torch.float32, {"window": 8}, _in_groups),
+        (torch.float32, {"window": 8}, in_groups),
         (torch.bfloat16, {"dropout": 0.1}, _with_jagged),
-        (torch.bfloat16, {"dropout": 0.1, "window": 3}, _in_groups),
-        (torch.bfloat16, {"one_query": True, "causal": True}, _in_groups),
-        (torch.bfloat16, {"one_query": True, "window": 3}, _in_groups),
-        (torch.float64, {}, _in_groups),
+        (torch.bfloat16, {"dropout": 0.1, "window": 3}, in_groups),
+        (torch.bfloat16, {"one_query": True, "causal": True}, in_groups),
+        (torch.bfloat16, {"one_query": True, "window": 3}, in_groups),
+        (torch.float64, {}, in_groups),
     ],
 )
-def test_the_first_kernel_made_for_it_is_chosen(ragged, dtype, changes, kernel):
+def test_the_first_kernel_made_for_it_ischoose(ragged, dtype, changes, kernel):
     which = pattern(**changes)
     query = states(one_query=which.one_query, dtype=dtype)[0]
-    assert _chosen(query, which) is kernel
+    assert choose(query, which) is kernel
 
 
-@pytest.mark.parametrize(("size", "kernel"), [(12, _in_groups), (256, _with_varlen), (264, _with_jagged)])
+@pytest.mark.parametrize(("size", "kernel"), [(12, in_groups), (256, _with_varlen), (264, _with_jagged)])
 def test_kernels_are_left_out_where_they_take_no_heads_of_this_size(ragged, size, kernel):
-    assert _chosen(states(dtype=torch.bfloat16, size=size)[0], pattern()) is kernel
+    assert choose(states(dtype=torch.bfloat16, size=size)[0], pattern()) is kernel
 
 
-def test_more_texts_than_a_grid_has_places_go_in_groups(ragged, monkeypatch):
-    monkeypatch.setattr(_attention, "MOST_TEXTS", len(LENGTHS) - 1)
-    assert _chosen(states(dtype=torch.bfloat16)[0], pattern()) is _in_groups
+def test_more_texts_than_a_grid_has_places_goin_groups(ragged, monkeypatch):
+    monkeypatch.setattr(_kernels, "MOST_TEXTS", len(LENGTHS) - 1)
+    assert choose(states(dtype=torch.bfloat16)[0], pattern()) is in_groups
 
 
 def test_a_cpu_keeps_to_the_groups():
-    assert _chosen(states(dtype=torch.bfloat16)[0], pattern()) is _in_groups
+    assert choose(states(dtype=torch.bfloat16)[0], pattern()) is in_groups
 
 
 def test_releases_without_varlen_or_with_one_that_knows_no_window_take_jagged_tensors(ragged, monkeypatch):
     query = states(dtype=torch.bfloat16)[0]
     for older in (None, lambda query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False: query):
-        monkeypatch.setattr(_attention, "varlen_attn", older)
-        assert _chosen(query, pattern()) is _with_jagged
+        monkeypatch.setattr(_kernels, "varlen_attn", older)
+        assert choose(query, pattern()) is _with_jagged
 
 
 def refusing(*_, **__):
@@ -180,13 +183,13 @@ def test_a_kernel_that_refuses_or_differs_is_passed_over(ragged, monkeypatch, br
     def varlen_attn(query, *inputs, scale, window_size):
         return broken(query, *inputs, scale=scale, window_size=window_size)
 
-    monkeypatch.setattr(_attention, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(_kernels, "varlen_attn", varlen_attn)
     inputs = states(dtype=torch.bfloat16)
-    assert _chosen(inputs[0], pattern()) is _with_jagged
+    assert choose(inputs[0], pattern()) is _with_jagged
     layout = Layout(LENGTHS, device=CPU)
     torch.testing.assert_close(
         attend(*inputs, layout, scaling=0.3).float(),
-        _in_groups(*states(), pattern()),
+        in_groups(*states(), pattern()),
         atol=0.02,
         rtol=0.02,
     )
@@ -199,11 +202,11 @@ def test_a_kernel_is_tried_once(ragged, monkeypatch):
         calls.append(scale)
         return plain_varlen_attn(*inputs, scale=scale, window_size=window_size)
 
-    monkeypatch.setattr(_attention, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(_kernels, "varlen_attn", varlen_attn)
     query = states(dtype=torch.bfloat16)[0]
-    _chosen(query, pattern())
+    choose(query, pattern())
     n_tries = len(calls)
-    _chosen(query, pattern())
+    choose(query, pattern())
     assert n_tries == len(calls) > 0
 
 
@@ -213,24 +216,24 @@ def test_a_want_of_memory_while_trying_is_told_and_not_remembered(ragged, monkey
 
     query = states(dtype=torch.bfloat16)[0]
     with monkeypatch.context() as patch:
-        patch.setattr(_attention, "varlen_attn", exhausted)
+        patch.setattr(_kernels, "varlen_attn", exhausted)
         with pytest.raises(torch.OutOfMemoryError):
-            _chosen(query, pattern())
-    assert _chosen(query, pattern()) is _with_varlen
+            choose(query, pattern())
+    assert choose(query, pattern()) is _with_varlen
 
 
 def test_trying_works_within_inference_and_autocast_and_draws_nothing(ragged):
     state = torch.get_rng_state()
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         query = states(dtype=torch.bfloat16)[0]
-        assert _chosen(query, pattern()) is _with_varlen
-        assert _chosen(query, pattern(dropout=0.5)) is _with_jagged
+        assert choose(query, pattern()) is _with_varlen
+        assert choose(query, pattern(dropout=0.5)) is _with_jagged
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_trying_is_silent(ragged, monkeypatch, recwarn, capfd):
-    monkeypatch.setattr(_attention, "FUSED_BACKENDS", [SDPBackend.FLASH_ATTENTION])
-    assert _chosen(states()[0], pattern()) is _in_groups
+    monkeypatch.setattr(_kernels, "FUSED_BACKENDS", [SDPBackend.FLASH_ATTENTION])
+    assert choose(states()[0], pattern()) is in_groups
     assert not recwarn
     assert capfd.readouterr() == ("", "")
 
@@ -241,10 +244,10 @@ def test_a_first_token_sees_its_window_alone():
     kept = np.concatenate(
         [np.arange(min(length, 3)) + start for start, length in zip(which.layout.starts, LENGTHS, strict=False)]
     )
-    cut = _Pattern(
+    cut = Pattern(
         Layout(LENGTHS.clip(max=3), device=CPU), scaling=0.3, dropout=0.0, causal=False, window=None, one_query=True
     )
-    torch.testing.assert_close(_in_groups(query, key, value, which), _in_groups(query, key[kept], value[kept], cut))
+    torch.testing.assert_close(in_groups(query, key, value, which), in_groups(query, key[kept], value[kept], cut))
 
 
 def test_masks_of_texts_of_one_length_are_made_on_the_device():
@@ -264,7 +267,7 @@ def test_dropout_meets_states_that_need_no_gradient():
     which = pattern(dropout=0.5)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        assert not torch.equal(_in_groups(query, key, value, which), _in_groups(query, key, value, pattern()))
+        assert not torch.equal(in_groups(query, key, value, which), in_groups(query, key, value, pattern()))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ PACKAGE = Path(bertclf.__file__).parent
 # Each room may use those above it, and no other.
 ROOMS = [
     "_version",
+    "_silence",
     "_defaults",
     "_inputs",
     "_targets",
@@ -21,6 +22,9 @@ ROOMS = [
     "_tokens",
     "_batches",
     "_dropout",
+    "_layout",
+    "_groups",
+    "_kernels",
     "_attention",
     "_budget",
     "_embeddings",

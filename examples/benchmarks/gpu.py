@@ -39,12 +39,14 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 
 from minilm import PACKAGE, minilm_folder
 
-from bertclf import BertSequenceClassifier, _attention, _training
-from bertclf._attention import Layout, _in_groups, _Pattern, _with_jagged, _with_varlen
+from bertclf import BertSequenceClassifier, _kernels, _training
 from bertclf._budget import TokenBudget
 from bertclf._checkpoint import load_checkpoint
 from bertclf._device import Compute, choose_compute
 from bertclf._engine import Engine
+from bertclf._groups import Pattern, in_groups
+from bertclf._kernels import _with_jagged, _with_varlen
+from bertclf._layout import Layout
 from bertclf._tokens import tokenize
 from bertclf._training import LabelledTokens, TrainingSettings, classification_loss
 
@@ -59,7 +61,7 @@ SMALL = {
     "num_attention_heads": 2,
     "intermediate_size": 128,
 }
-KERNELS = {"varlen": _with_varlen, "jagged": _with_jagged, "groups": _in_groups}
+KERNELS = {"varlen": _with_varlen, "jagged": _with_jagged, "groups": in_groups}
 CHECKS, COMPARISONS = {}, {}
 
 
@@ -196,15 +198,15 @@ def distance(actual, expected):
 @contextlib.contextmanager
 def forced(*kernels):
     """Let attention use these kernels alone, whatever is best."""
-    before = _attention._RAGGED, _attention.RAGGED_DEVICES
-    _attention._RAGGED = [pair for pair in before[0] if pair[0] in kernels]
-    _attention.RAGGED_DEVICES = {"cuda", "cpu"} if kernels else set()
-    _attention._works.cache_clear()
+    before = _kernels._RAGGED, _kernels.RAGGED_DEVICES
+    _kernels._RAGGED = [pair for pair in before[0] if pair[0] in kernels]
+    _kernels.RAGGED_DEVICES = {"cuda", "cpu"} if kernels else set()
+    _kernels._works.cache_clear()
     try:
         yield
     finally:
-        _attention._RAGGED, _attention.RAGGED_DEVICES = before
-        _attention._works.cache_clear()
+        _kernels._RAGGED, _kernels.RAGGED_DEVICES = before
+        _kernels._works.cache_clear()
 
 
 def architectures(place):
@@ -256,8 +258,8 @@ def chosen_kernels(place):
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         query = torch.zeros(13, 12, 64, dtype=dtype, device=place.device)
         for dropout, window in ((0.0, None), (0.1, None), (0.0, 5), (0.1, 5)):
-            pattern = _Pattern(layout, scaling=0.1, dropout=dropout, causal=False, window=window, one_query=False)
-            kernel = _attention._chosen(query, pattern).__name__.removeprefix("_")
+            pattern = Pattern(layout, scaling=0.1, dropout=dropout, causal=False, window=window, one_query=False)
+            kernel = _kernels.choose(query, pattern).__name__.removeprefix("_")
             told.append(f"{str(dtype).removeprefix('torch.')} {dropout} {window}: {kernel}")
             if place.is_cuda and window is None:
                 assert kernel != "in_groups", told[-1]
@@ -294,15 +296,15 @@ def each_kernel_is_that_of_the_groups(place):
     told = []
     for changes in ({}, {"one_query": True}, {"causal": True}, {"window": 20}, {"causal": True, "window": 20}):
         settings = {"scaling": 0.125, "dropout": 0.0, "causal": False, "window": None, "one_query": False} | changes
-        pattern = _Pattern(layout, **settings)
+        pattern = Pattern(layout, **settings)
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             states = attention_states(place, lengths, dtype, one_query=pattern.one_query)
             whole = [each.detach().float().requires_grad_() for each in states]
-            expected = outputs_and_gradients(_in_groups, whole, pattern)
-            ways = {"groups": (_in_groups, None)}
-            if place.is_cuda and _attention._varlen_takes(states[0], pattern):
+            expected = outputs_and_gradients(in_groups, whole, pattern)
+            ways = {"groups": (in_groups, None)}
+            if place.is_cuda and _kernels._varlen_takes(states[0], pattern):
                 ways["varlen"] = (_with_varlen, None)
-            if _attention._jagged_takes(states[0], pattern) and (place.is_cuda or not pattern.causal):
+            if _kernels._jagged_takes(states[0], pattern) and (place.is_cuda or not pattern.causal):
                 ways |= {f"jagged {name}": (_with_jagged, backend) for name, backend in backends(place).items()}
             if dtype == torch.float32:
                 ways.pop("jagged flash", None)
@@ -360,7 +362,7 @@ def dropout_drops_its_share(place):
     """Attention drops the share of the scores that it is asked to, and a gradient sees the same share."""
     lengths = [1] * 20_000 if place.is_cuda else [1] * 2000
     layout = Layout(np.array(lengths), device=place.device)
-    pattern = _Pattern(layout, scaling=1.0, dropout=0.25, causal=False, window=None, one_query=False)
+    pattern = Pattern(layout, scaling=1.0, dropout=0.25, causal=False, window=None, one_query=False)
     told = []
     dtypes = (torch.bfloat16, torch.float32) if place.is_cuda else (torch.float32,)
     for dtype in dtypes:
@@ -517,7 +519,7 @@ def seeds_reproduce_and_stay_inside(place):
     states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(place.device)] if place.is_cuda else [])
     told = []
     for precision in ("float32", "bfloat16"):
-        _attention._works.cache_clear()
+        _kernels._works.cache_clear()
         found = []
         for _ in range(2):  # the first fit tries the kernels, the second knows them
             model = classifier(place, precision=precision, learning_rate=1e-3).fit(texts, labels_of(texts))
@@ -736,7 +738,7 @@ def attention_alone(place):
     layout = Layout(np.array(lengths), device=place.device)
     states = attention_states(place, lengths, torch.bfloat16, heads=12)
     gradient = torch.ones_like(states[0])
-    ways = {"groups": (_in_groups, 0.0), "groups, dropout": (_in_groups, 0.1)}
+    ways = {"groups": (in_groups, 0.0), "groups, dropout": (in_groups, 0.1)}
     if place.is_cuda:
         ways |= {
             "varlen": (_with_varlen, 0.0),
@@ -748,7 +750,7 @@ def attention_alone(place):
 
     def timed(kernel, dropout):
         """Return milliseconds of the device's events and of the whole, each for one run of twenty."""
-        pattern = _Pattern(layout, scaling=0.125, dropout=dropout, causal=False, window=None, one_query=False)
+        pattern = Pattern(layout, scaling=0.125, dropout=dropout, causal=False, window=None, one_query=False)
 
         def run(times):
             for _ in range(times):
