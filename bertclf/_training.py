@@ -401,6 +401,8 @@ def _make_engine(
     """Return what runs the network in training; on a CPU with cheap dropout, and only the embeddings that are used."""
     if not compute.is_host:
         return Engine(network, device=compute.device, frozen=frozen)
+    # float16 leaves out steps, and with them weight decay, which the rest of the table would not hear of.
+    whole_table = whole_table or compute.dtype == torch.float16
     return Engine(
         network,
         device=compute.device,

@@ -341,8 +341,9 @@ def test_a_training_step_reads_nothing_back(trained_parts, name, dropout):
         max_grad_norm=1.0, label_smoothing=0.1,
     )  # fmt: skip
     optimization = _training._Optimization(engine, settings, n_steps=3, compute=compute, state=None)
-    budget = TokenBudget(1 << 16)
+    descent = _training._Descent(
+        engine, labelled, None, optimization=optimization, budget=TokenBudget(1 << 16), compute=compute
+    )
     for rows in (np.arange(4), np.arange(4, 8)):
         with ReadsNothing(), torch.random.fork_rng():
-            _training._add_gradients(engine, labelled, rows, optimization=optimization, budget=budget, compute=compute)
-            optimization.step()
+            descent.step(rows)

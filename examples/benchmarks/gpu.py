@@ -404,16 +404,15 @@ def training_step_waits_for_nothing(place):
             compute = place.compute(dtype)
             engine = Engine(checkpoint.network, device=place.device).train()
             optimization = _training._Optimization(engine, settings, n_steps=4, compute=compute, state=None)
-            budget = TokenBudget(1 << 16)
+            descent = _training._Descent(
+                engine, labelled, None, optimization=optimization, budget=TokenBudget(1 << 16), compute=compute
+            )
             for step in range(4):
                 rows = np.arange(step * 8, step * 8 + 8)
                 if place.is_cuda and step:  # the first step tries the kernels
                     torch.cuda.set_sync_debug_mode("error")
                 try:
-                    _training._add_gradients(
-                        engine, labelled, rows, optimization=optimization, budget=budget, compute=compute
-                    )
-                    optimization.step()
+                    descent.step(rows)
                 finally:
                     if place.is_cuda:
                         torch.cuda.set_sync_debug_mode("default")
