@@ -39,6 +39,7 @@ class TextMemory:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).expanduser()
+        self._is_usable = True
 
     def get_or_make(self, keys: list[bytes], make: Callable[[list[int]], Iterable[bytes]]) -> list[bytes]:
         """Return the value of each key, and make and keep those that are missing.
@@ -54,36 +55,38 @@ class TextMemory:
         Warns
         -----
         UserWarning
-            If the file can't be read or written: then all is made anew, and nothing kept.
+            If the file can't be read or written: from then on all that is missing is made, and nothing kept.
         """
-        try:
-            with self._opened() as file:
-                found = dict(_select(file, keys))
-                if any(key not in found for key in keys):
-                    file.execute("BEGIN IMMEDIATE")
-                    found |= _select(file, [key for key in keys if key not in found])
-                    missing: dict[bytes, int] = {}
-                    for position, key in enumerate(keys):
-                        if key not in found:
-                            missing.setdefault(key, position)
-                    made = dict(zip(missing, make(list(missing.values())), strict=True)) if missing else {}
-                    file.executemany("INSERT INTO kept VALUES (?, ?)", made.items())
-                    file.execute("COMMIT")
-                    found |= made
-                return [found[key] for key in keys]
-        except (sqlite3.Error, OSError) as error:
-            warnings.warn(
-                f"memory={str(self.folder)!r} can't be used, so nothing is kept there: {error}. Pass a folder that can "
-                f"be written, or delete {FILE_NAME} in it if that is damaged.",
-                UserWarning,
-                stacklevel=2,
-            )
-            return list(make(list(range(len(keys)))))
+        found: dict[bytes, bytes] = {}
+        if self._is_usable:
+            try:
+                with self._opened() as file:
+                    found |= _select(file, keys)
+                    if any(key not in found for key in keys):
+                        file.execute("BEGIN IMMEDIATE")
+                        found |= _select(file, [key for key in keys if key not in found])
+                        made = _made(keys, found, make)
+                        found |= made
+                        file.executemany("INSERT INTO kept VALUES (?, ?)", made.items())
+                        file.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._is_usable = False
+                warnings.warn(
+                    f"memory={str(self.folder)!r} can't be used, so nothing is kept there: {error}. Pass a folder that "
+                    f"can be written, or delete {FILE_NAME} in it if that is damaged.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        found |= _made(keys, found, make)
+        return [found[key] for key in keys]
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
         """Open the file for a moment: a connection must not be shared by threads or inherited by processes."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise sqlite3.OperationalError(str(error)) from error
         with closing(sqlite3.connect(self.folder / FILE_NAME, timeout=SECONDS_TO_WAIT, isolation_level=None)) as file:
             file.execute(SCHEMA)
             yield file
@@ -93,6 +96,17 @@ def open_memory(memory: Any) -> TextMemory | None:
     """Return what the parameter `memory` asks for: None, a folder, or the folder of a `joblib.Memory`."""
     location = getattr(memory, "location", None) if hasattr(memory, "cache") else memory
     return None if location is None else TextMemory(location)
+
+
+def _made(
+    keys: list[bytes], found: dict[bytes, bytes], make: Callable[[list[int]], Iterable[bytes]]
+) -> dict[bytes, bytes]:
+    """Make the values of the keys that were not found, each key once."""
+    missing: dict[bytes, int] = {}
+    for position, key in enumerate(keys):
+        if key not in found:
+            missing.setdefault(key, position)
+    return dict(zip(missing, make(list(missing.values())), strict=True)) if missing else {}
 
 
 def _select(file: sqlite3.Connection, keys: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
