@@ -121,6 +121,10 @@ class Engine:
             weights = list(module.parameters())
             if weights and not any(weight.requires_grad for weight in weights):
                 module.eval()
+        if self._frozen != 0:
+            for part in encoder_of(self._padded).children():
+                if not any(True for _ in part.parameters()):  # dropout of the embeddings, where it is no part of them
+                    part.eval()
         if self._flat is not None:
             self._flat.train(mode)
         return self
@@ -232,12 +236,15 @@ class _FlatNetwork:
         self._lower = None
         if n_frozen:
             self._lower = _restacked(encoder, [*layers[: n_frozen - 1], _last_of_lower(layers[n_frozen - 1])])
-            layers = [_start_of_upper(layers[n_frozen - 1]), *layers[n_frozen:]]
+            # One for each, since some encoders look up settings by the number of the layer.
+            layers = [*map(_start_of_upper, layers[:n_frozen]), *layers[n_frozen:]]
         self._encoder = _restacked(encoder, layers)
 
     def train(self, mode: bool) -> None:
-        """Turn dropout on or off."""
+        """Turn dropout on or off, in all that is not frozen."""
         self._encoder.train(mode and self._frozen != "encoder")
+        if self._lower is not None:
+            self._lower.eval()  # what stands for its layers in the upper part shares their modules
 
     def logits(
         self,
@@ -333,7 +340,7 @@ def _last_of_lower(layer: nn.Module) -> nn.Module:
 
 
 def _start_of_upper(layer: nn.Module) -> nn.Module:
-    """Return what stands for a layer whose output the layout knows, and for all those below it."""
+    """Return what stands for a frozen layer: the output of the last of them, if the layout knows it."""
 
     def forward(hidden: torch.Tensor, *_: Any, layout: Layout, **__: Any) -> torch.Tensor:
         return hidden if layout.states is None else layout.states[None].to(hidden.dtype)
