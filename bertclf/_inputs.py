@@ -68,13 +68,9 @@ def read_in_parts(X: Any, *, name: str = "X") -> Iterator[Texts]:
         yield read_texts(X, name=name)
         return
     starts = range(0, len(X), TEXTS_PER_PART)
-    kinds = [read_texts(_slice(X, start), name=name, first_row=start).are_pairs for start in starts]
-    if len(set(kinds)) > 1:
-        start = starts[kinds.index(not kinds[0])]
-        raise ValueError(
-            f"{name}[{start}] is {'one text' if kinds[0] else 'a pair of texts'}, but {name}[0] is not. Pass "
-            "single texts or pairs, not both."
-        )
+    kinds = {read_texts(_slice(X, start), name=name, first_row=start).n_columns for start in starts}
+    if len(kinds) > 1:
+        read_texts(X, name=name)  # raises: it sees which row is of another kind than the first
     for start in starts:
         yield read_texts(_slice(X, start), name=name, first_row=start)
 
@@ -113,7 +109,7 @@ def read_texts(X: Any, *, name: str = "X", first_row: int = 0) -> Texts:
     TypeError
         If the container or an item is of a wrong type.
     """
-    texts = _unpacked(X, name)
+    texts = _unpacked(X, name, first_row)
     if texts.second is None:
         _check_items(texts.first, name, "", first_row)
     else:
@@ -122,7 +118,7 @@ def read_texts(X: Any, *, name: str = "X", first_row: int = 0) -> Texts:
     return texts
 
 
-def _unpacked(X: Any, name: str) -> Texts:
+def _unpacked(X: Any, name: str, first_row: int) -> Texts:
     """Return the items of a container, not yet checked, column by column."""
     if isinstance(X, str):
         raise ValueError(
@@ -139,7 +135,7 @@ def _unpacked(X: Any, name: str) -> Texts:
     if not items:
         raise ValueError(f"Found array with 0 sample(s): {name} is empty, but at least one text is required.")
     if isinstance(items[0], (list, tuple, np.ndarray)):
-        return _table(_transposed(items, name), name, names=[])
+        return _table(_transposed(items, name, first_row), name, names=[])
     return Texts(first=items, second=None, n_columns=None, column_names=None)
 
 
@@ -162,20 +158,21 @@ def _items(X: Any, name: str) -> list[Any]:
     return list(X)
 
 
-def _transposed(rows: list[Any], name: str) -> list[list[Any]]:
+def _transposed(rows: list[Any], name: str, first_row: int) -> list[list[Any]]:
     """Return the columns of a list of equally long rows."""
     width = len(rows[0])
-    for position, row in enumerate(rows):
+    for position, row in enumerate(rows, start=first_row):
         if is_missing(row):
             _refuse_item(row, f"{name}[{position}]")
         if not isinstance(row, (list, tuple, np.ndarray)):
             raise TypeError(
-                f"{name}[{position}] is {described(row)}, but {name}[0] is a row of {width} texts. "
+                f"{name}[{position}] is {described(row)}, but {name}[{first_row}] is a row of {width} texts. "
                 "Pass single texts or pairs, not both."
             )
         if len(row) != width:
             raise ValueError(
-                f"{name}[{position}] has {len(row)} items, but {name}[0] has {width}. Pass rows of the same length."
+                f"{name}[{position}] has {len(row)} items, but {name}[{first_row}] has {width}. Pass rows of the same "
+                "length."
             )
     return [list(column) for column in zip(*rows, strict=True)]
 
