@@ -547,6 +547,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         return self._classes.decode(probabilities)
 
     @property
+    def _frozen(self) -> int | str:
+        """The parameter `freeze` in types of Python, also where a search took it from an array."""
+        return "encoder" if self.freeze == "encoder" else int(self.freeze)
+
+    @property
     def _classes(self) -> Classes:
         """The classes of the last fit."""
         dtype = self._indicator_dtype
@@ -581,11 +586,12 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             checkpoint = self._copied() if goes_on else self._load(classes)
             network, tokenizer = checkpoint.network, checkpoint.tokenizer
             compute.place(network)
-            freeze(network, self.freeze)
+            frozen = self._frozen
+            freeze(network, frozen)
             memory = open_memory(self.memory)
             frozen_memory = None
-            if memory is not None and self.freeze != 0:
-                frozen_memory = FrozenMemory(memory, network, frozen=self.freeze, compute=compute)
+            if memory is not None and frozen != 0:
+                frozen_memory = FrozenMemory(memory, network, frozen=frozen, compute=compute)
             max_length = resolve_max_length(
                 self.max_length, checkpoint.length_limit, tokenizer, pairs=labelled.texts.are_pairs
             )
@@ -599,7 +605,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 "_takes_pairs": labelled.texts.are_pairs,
                 "_max_length": max_length,
                 "_compute": compute,
-                "_engine": Engine(network, device=compute.device, frozen=0 if frozen_memory is None else self.freeze),
+                "_engine": Engine(network, device=compute.device, frozen=0 if frozen_memory is None else frozen),
                 "_frozen_memory": frozen_memory,
                 "n_features_in_": labelled.texts.n_columns,
                 "feature_names_in_": labelled.texts.column_names,
@@ -777,7 +783,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm,
             label_smoothing=self.label_smoothing,
-            freeze=self.freeze if isinstance(self.freeze, str) else int(self.freeze),
+            freeze=self._frozen,
             n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
             watches_loss=self.scoring is None,
         )

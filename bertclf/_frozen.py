@@ -38,7 +38,7 @@ class FrozenMemory:
         pooling = network.pooling if isinstance(network, PooledClassifier) else ""
         config = {name: value for name, value in network.config.to_dict().items() if not _is_irrelevant(name)}
         weights = [
-            key_of(name, weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            key_of(name, weight.detach().cpu().numpy().tobytes())
             for name, weight in network.named_parameters()
             if not weight.requires_grad
         ]

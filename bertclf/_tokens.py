@@ -215,7 +215,11 @@ class _Remembered:
         self._tokenizer = tokenizer
         self._max_length = max_length
         versions = (__version__, tokenizers.__version__, transformers.__version__)
-        content = tokenizer.backend_tokenizer.to_str()
+        with _TOKENIZING:
+            # What the last call asked for is told as well, but each call asks anew.
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.no_padding()
+            content = tokenizer.backend_tokenizer.to_str()
         self._way = key_of(content, tokenizer.truncation_side, repr(max_length), *versions)
 
     def encode(self, rows: list[tuple[str, ...]]) -> list[_Encoding]:

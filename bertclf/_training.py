@@ -335,7 +335,7 @@ class _Optimization:
             name, quantity = key.rsplit(":", 1)
             if name == SCALER:
                 scaler |= {quantity: type(scaler[quantity])(value.item())} if quantity in scaler else {}
-            else:
+            elif name in weights:  # others were frozen since
                 self.optimizer.state[weights[name]][quantity] = value.to(weights[name].device, copy=True)
         if scaler:
             self.scaler.load_state_dict(scaler)
