@@ -364,3 +364,19 @@ def test_each_refusal_of_the_hub_has_a_message_of_its_own(fake_hub, cache, monke
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(OSError, match=message):
         load_checkpoint(model, **(DEFAULTS | {"revision": revision}))
+
+
+@pytest.mark.parametrize("pooling", ["auto", "mean"])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "mpnet", "albert"])
+def test_a_network_outlives_the_file_of_its_weights(checkpoints, tmp_path, architecture, pooling):
+    folder = shutil.copytree(checkpoints(architecture), tmp_path / "checkpoint")
+    clf = BertSequenceClassifier(folder, epochs=1, freeze="encoder", pooling=pooling, random_state=0).fit(TEXTS, LABELS)
+    before = {name: value.clone() for name, value in clf.model_.state_dict().items()}
+    expected = clf.predict_proba(TEXTS)
+    file = folder / "model.safetensors"
+    with file.open("r+b") as weights:
+        weights.write(b"x" * file.stat().st_size)
+    after = clf.model_.state_dict()
+    assert not [name for name in before if not torch.equal(before[name], after[name])]
+    os.truncate(file, 0)
+    assert (clf.predict_proba(TEXTS) == expected).all()

@@ -15,7 +15,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils._param_validation import InvalidParameterError
 
-from bertclf import BertSequenceClassifier
+from bertclf import BertSequenceClassifier, _inputs, _tokens
+from bertclf._engine import Engine
 from bertclf._training import Trained
 
 PARAMETERS = list(inspect.signature(BertSequenceClassifier).parameters)
@@ -147,6 +148,7 @@ OUT_OF_RANGE = {
     "max_grad_norm": [0.0, -1.0],
     "label_smoothing": [-0.1, 1.0],
     "dropout": [-0.1, 1.0],
+    "freeze": [-1, 1.5, "embeddings", None],
     "pooling": ["max", None],
     "max_length": [0, 12.5],
     "class_weight": ["balance", 3],
@@ -156,6 +158,7 @@ OUT_OF_RANGE = {
     "scoring": [3, ["accuracy"]],
     "precision": ["float64", None],
     "device": [None, 0],
+    "memory": [3, ["folder"]],
     "warm_start": [1, None],
     "random_state": ["seed", -1],
     "verbose": [-1, "yes"],
@@ -293,3 +296,80 @@ def test_a_failed_fit_leaves_a_new_classifier_unfitted(checkpoint):
         clf.fit([], [])
     with pytest.raises(NotFittedError):
         clf.predict(TEXTS)
+
+
+def containers_of(texts, folder):
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
+    np.save(folder / "texts.npy", np.array(texts))
+    frame = {"first": texts, "second": texts[::-1]}
+    return {
+        "list": texts,
+        "tuple": tuple(texts),
+        "memory-mapped array": np.load(folder / "texts.npy", mmap_mode="r"),
+        "Arrow array": pa.array(texts),
+        "Arrow chunked array": pa.chunked_array([texts[:4], texts[4:]]),
+        "Series": pd.Series(texts, index=range(len(texts), 0, -1)),
+        "polars Series": pl.Series(texts),
+        "column": [[text] for text in texts],
+        "sequence": SequenceOfTexts(texts),
+        "pairs": list(zip(*frame.values(), strict=True)),
+        "array of pairs": np.array(list(frame.values())).T,
+        "pandas frame": pd.DataFrame(frame, index=[0] * len(texts)),
+        "polars frame": pl.DataFrame(frame),
+        "Arrow table": pa.table(frame),
+    }
+
+
+class SequenceOfTexts:
+    """What knows no slices."""
+
+    def __init__(self, texts):
+        self._texts = texts
+
+    def __len__(self):
+        return len(self._texts)
+
+    def __getitem__(self, position):
+        if not isinstance(position, int):
+            raise TypeError(position)
+        return self._texts[position]
+
+
+@pytest.mark.filterwarnings("ignore:X has feature names")
+def test_predictions_in_parts_are_those_of_the_whole(checkpoint, tmp_path, monkeypatch):
+    texts = [*TEXTS, "joy " * 30, "", "naïve 漢字"]
+    single = BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(TEXTS, LABELS)
+    paired = clone(single).fit(list(zip(TEXTS, TEXTS[::-1], strict=True)), LABELS)
+    n_texts = []
+    monkeypatch.setattr(
+        "bertclf._tokens.tokenize",
+        lambda first, *args, tokenize=_tokens.tokenize, **options: (
+            n_texts.append(len(first)) or tokenize(first, *args, **options)
+        ),
+    )
+    containers = containers_of(texts, tmp_path)
+    expected = {single: single.predict_proba(texts), paired: paired.predict_proba(containers["pairs"])}
+    monkeypatch.setattr(_inputs, "TEXTS_PER_PART", 3)
+    for name, container in containers.items():
+        clf = paired if {"pairs", "frame", "table"} & set(name.split()) else single
+        n_texts.clear()
+        np.testing.assert_allclose(clf.predict_proba(container), expected[clf], atol=1e-6, err_msg=name)
+        assert n_texts == ([len(texts)] if name == "sequence" else [3, 3, 3, 3, 3, 2]), name
+
+
+def test_errors_of_any_part_come_before_any_work(checkpoint, monkeypatch):
+    import pandas as pd
+
+    clf = BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(TEXTS, LABELS)
+    paired = clone(clf).fit(pd.DataFrame({"a": TEXTS, "b": TEXTS}), LABELS)
+    monkeypatch.setattr(_inputs, "TEXTS_PER_PART", 3)
+    monkeypatch.setattr(Engine, "logits", None)
+    with pytest.raises(ValueError, match=r"X\[13\] is NoneType"):
+        clf.predict([*TEXTS[:-1], None])
+    with pytest.raises(ValueError, match=r"X has 2 text\(s\) a row"):
+        clf.predict([(text, text) for text in TEXTS])
+    with pytest.raises(ValueError, match="feature names should match"):
+        paired.predict(pd.DataFrame({"a": TEXTS, "c": TEXTS}))

@@ -2,6 +2,8 @@
 
 import re
 from collections import OrderedDict, deque
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from scipy.sparse import csr_matrix
 
-from bertclf._inputs import read_texts
+from bertclf import _inputs
+from bertclf._inputs import Texts, read_in_parts, read_texts
 
 WORDS = ["a fine film", "dull", "", " two  spaces\n", "naïve 漢字 😀"]
 OTHERS = ["one", "two", "three", "four", "five"]
@@ -344,3 +347,125 @@ def test_the_container_of_texts_is_left_as_it_was() -> None:
 
     assert pairs == [list(pair) for pair in PAIRS]
     assert array.tolist() == pairs
+
+
+# In parts
+
+MANY = [f"{text} {number}" for number, text in enumerate(WORDS * 2)]
+SLICED = {
+    "list": list,
+    "tuple": tuple,
+    "fixed-width array": np.array,
+    "object array": object_array,
+    "StringDType array": lambda texts: np.array(texts, dtype=STRING),
+    "Series with a shuffled index": lambda texts: pd.Series(texts, index=[3, 1, 4, 0, 2, 9, 8, 7, 6, 5]),
+    "string Series": lambda texts: pd.Series(texts, dtype="string"),
+    "polars Series": pl.Series,
+    "Arrow array": pa.array,
+    "Arrow chunked array": lambda texts: pa.chunked_array([texts[:2], texts[2:]]),
+    "column": lambda texts: [[text] for text in texts],
+    "pandas frame": lambda texts: pd.DataFrame({"text": texts}, index=[0] * len(texts)),
+    "polars frame": lambda texts: pl.DataFrame({"text": texts}),
+    "Arrow table": lambda texts: pa.table({"text": texts}),
+}
+SLICED_PAIRS = {
+    "list": list,
+    "array": lambda pairs: np.array(pairs, dtype=object),
+    "array of tuples": object_array,
+    "Series of tuples": pd.Series,
+    "polars Series of lists": lambda pairs: pl.Series([list(pair) for pair in pairs]),
+    "Arrow array of lists": lambda pairs: pa.array([list(pair) for pair in pairs]),
+    "pandas frame": lambda pairs: pd.DataFrame(pairs, columns=["first", "second"]),
+    "polars frame": lambda pairs: pl.DataFrame(pairs, schema=["first", "second"], orient="row"),
+}
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Parts of three texts; how many texts were read at once."""
+    read: list[int] = []
+
+    def reading(X: Any, **options: Any) -> Texts:
+        read.append(len(X))
+        return read_texts(X, **options)
+
+    monkeypatch.setattr(_inputs, "read_texts", reading)
+    monkeypatch.setattr(_inputs, "TEXTS_PER_PART", 3)
+    return read
+
+
+@pytest.mark.parametrize("make", SLICED.values(), ids=SLICED)
+def test_parts_are_those_of_the_whole(parts: list[int], make: Callable[[list[str]], Any]) -> None:
+    read = list(read_in_parts(make(MANY)))
+    whole = read_texts(make(MANY))
+
+    assert [part.first for part in read] == [MANY[:3], MANY[3:6], MANY[6:9], MANY[9:]]
+    assert {part.n_columns for part in read} == {whole.n_columns}
+    for part in read:
+        assert_array_equal(part.column_names, whole.column_names)
+    assert max(parts) == 3
+
+
+@pytest.mark.parametrize("make", SLICED_PAIRS.values(), ids=SLICED_PAIRS)
+def test_parts_of_pairs_are_those_of_the_whole(parts: list[int], make: Callable[[list[Any]], Any]) -> None:
+    read = list(read_in_parts(make(list(zip(MANY, MANY[::-1], strict=True)))))
+
+    assert [text for part in read for text in part.first] == MANY
+    assert [text for part in read for text in part.second or []] == MANY[::-1]
+    assert {part.n_columns for part in read} == {2}
+    assert max(parts) == 3
+
+
+@pytest.mark.parametrize(
+    "container",
+    [deque(MANY), pd.Index(MANY), Dataset.from_dict({"text": MANY})["text"]],
+    ids=lambda container: type(container).__name__,
+)
+def test_what_has_no_slices_of_its_kind_is_read_whole(parts: list[int], container: Any) -> None:
+    assert [part.first for part in read_in_parts(container)] == [MANY]
+
+
+def test_what_is_no_container_is_refused_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_inputs, "TEXTS_PER_PART", 3)
+    for container in ("one long text", iter(MANY), csr_matrix([[1.0]] * 9), np.array("text"), None):
+        with pytest.raises((TypeError, ValueError)) as expected:
+            read_texts(container)
+        with pytest.raises(expected.type, match=f"^{re.escape(str(expected.value))}$"):
+            list(read_in_parts(container))
+
+
+@pytest.mark.parametrize("row", range(len(MANY)))
+def test_an_error_in_parts_names_the_row_of_the_whole(parts: list[int], row: int) -> None:
+    texts: list[Any] = [*MANY[:row], None, *MANY[row + 1 :]]
+    pairs: list[Any] = [(text, text) for text in MANY]
+    pairs[row] = None
+    halves = list(zip(MANY, texts, strict=True))
+    kinds: list[tuple[str, list[Any], list[Callable[[list[Any]], Any]]]] = [
+        (f"X[{row}] ", texts, [list, object_array, pd.Series, pl.Series, pa.array]),
+        (f"X[{row}] ", pairs, [list, object_array, pd.Series]),
+        (f"X[{row}, 1] ", halves, [list, object_array, pd.DataFrame]),
+    ]
+    for where, rows, makers in kinds:
+        for make in makers:
+            with pytest.raises(ValueError, match=f"^{re.escape(where)}.*Replace missing texts"):
+                next(read_in_parts(make(rows)))
+    assert max(parts) == 3
+
+
+@pytest.mark.parametrize("first_of_the_others", [1, 2, 3, 4, 6, 9])
+def test_texts_and_rows_are_not_mixed_across_parts(parts: list[int], first_of_the_others: int) -> None:
+    kinds: list[list[Any]] = [MANY, [(text,) for text in MANY], [(text, text) for text in MANY]]
+    for one in kinds:
+        for other in kinds:
+            if one is not other:
+                with pytest.raises((TypeError, ValueError), match=rf"^X\[{first_of_the_others}\] "):
+                    next(read_in_parts(one[:first_of_the_others] + other[first_of_the_others:]))
+
+
+def test_a_memory_mapped_array_is_never_held_whole(parts: list[int], tmp_path: Path) -> None:
+    np.save(tmp_path / "texts.npy", np.array(MANY * 30))
+    texts = [text for part in read_in_parts(np.load(tmp_path / "texts.npy", mmap_mode="r")) for text in part.first]
+
+    assert texts == MANY * 30
+    assert max(parts) == 3
+    assert sum(parts) == 2 * len(texts)
