@@ -596,6 +596,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 self.max_length, checkpoint.length_limit, tokenizer, pairs=labelled.texts.are_pairs
             )
             training = _tokenized(labelled, checkpoint, max_length=max_length, memory=memory)
+            engine = Engine(network, device=compute.device, frozen=frozen)
             state = {
                 "classes_": classes.values,
                 "model_": network,
@@ -605,7 +606,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 "_takes_pairs": labelled.texts.are_pairs,
                 "_max_length": max_length,
                 "_compute": compute,
-                "_engine": Engine(network, device=compute.device, frozen=0 if frozen_memory is None else frozen),
+                "_engine": engine,
                 "_frozen_memory": frozen_memory,
                 "n_features_in_": labelled.texts.n_columns,
                 "feature_names_in_": labelled.texts.column_names,
@@ -620,6 +621,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 network,
                 training,
                 validation=validation,
+                reader=engine,
                 settings=self._settings(epochs=epochs, width=width(network), in_parts=in_parts),
                 compute=compute,
                 generator=np.random.default_rng(seed),

@@ -118,6 +118,7 @@ def train(
     training: LabelledTokens,
     *,
     validation: Validation | None,
+    reader: Engine,
     settings: TrainingSettings,
     compute: Compute,
     generator: np.random.Generator,
@@ -139,6 +140,8 @@ def train(
         What to learn from.
     validation : Validation or None
         What to measure after each epoch; None measures nothing. Early stopping needs it.
+    reader : Engine
+        Runs the network in evaluation.
     settings : TrainingSettings
         How to train.
     compute : Compute
@@ -171,9 +174,14 @@ def train(
     """
     steps_per_epoch = math.ceil(len(training.tokens) / settings.batch_size)
     n_steps = settings.epochs * steps_per_epoch
-    reader = Engine(network, device=compute.device, frozen=settings.freeze)
     engine = _make_engine(
-        network, training, compute=compute, generator=generator, whole_table=goes_on, frozen=settings.freeze
+        network,
+        training,
+        reader=reader,
+        compute=compute,
+        generator=generator,
+        whole_table=goes_on,
+        frozen=settings.freeze,
     )
     states, states_held_out = (
         _frozen_states(runs, labelled, frozen_memory, is_reused=settings.epochs > 1)
@@ -393,6 +401,7 @@ def _make_engine(
     network: Network,
     training: LabelledTokens,
     *,
+    reader: Engine,
     compute: Compute,
     generator: np.random.Generator,
     whole_table: bool,
@@ -400,7 +409,7 @@ def _make_engine(
 ) -> Engine:
     """Return what runs the network in training; on a CPU with cheap dropout, and only the embeddings that are used."""
     if not compute.is_host:
-        return Engine(network, device=compute.device, frozen=frozen)
+        return Engine(network, device=compute.device, frozen=frozen, like=reader)
     # float16 leaves out steps, and with them weight decay, which the rest of the table would not hear of.
     whole_table = whole_table or compute.dtype == torch.float16
     return Engine(
@@ -409,6 +418,7 @@ def _make_engine(
         masks=KeepMasks(int(generator.integers(1 << 32))),
         token_ids=None if whole_table else np.unique(training.tokens.ids),
         frozen=frozen,
+        like=reader,
     )
 
 

@@ -9,6 +9,9 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# The tests run in a process for each core. Before torch is imported, which reads it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 WORDS = (
     "a an and the it is was film plot joy dull fine long bore waste of time good bad great awful not very story actor "
     "scene love hate best worst i you we they what why how this that . , ! ?"

@@ -15,13 +15,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from bertclf import BertSequenceClassifier
+from bertclf import BertSequenceClassifier, _unpadded
 from bertclf._attention import UNPADDED
 from bertclf._budget import TokenBudget
 from bertclf._checkpoint import load_checkpoint
 from bertclf._device import Compute
 from bertclf._dropout import Dropout, KeepMasks
-from bertclf._engine import Engine, _set_attention
+from bertclf._engine import Engine
 from bertclf._network import PooledClassifier, takes_segments
 from bertclf._tokens import TokenStore
 from bertclf._training import LabelledTokens, _Descent
@@ -396,7 +396,7 @@ def test_the_parts_of_a_composite_configuration_are_untouched():
     module = nn.Module()
     module.config = transformers.CLIPConfig(text_config={}, vision_config={}, attn_implementation="eager")
     original = module.config
-    _set_attention(module, UNPADDED)
+    _unpadded._set_attention(module, UNPADDED)
     assert module.config.text_config._attn_implementation == UNPADDED
     assert original.text_config._attn_implementation == original._attn_implementation == "eager"
 

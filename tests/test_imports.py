@@ -29,6 +29,8 @@ ROOMS = [
     "_budget",
     "_embeddings",
     "_network",
+    "_trees",
+    "_unpadded",
     "_engine",
     "_frozen",
     "_checkpoint",

@@ -16,6 +16,7 @@ from bertclf._callbacks import Silence
 from bertclf._checkpoint import load_checkpoint
 from bertclf._classifier import BertSequenceClassifier as Classifier
 from bertclf._device import Compute
+from bertclf._engine import Engine
 from bertclf._tasks import Task
 from bertclf._tokens import tokenize
 from bertclf._training import LabelledTokens, TrainingSettings, Validation, classification_loss, make_optimizer, train
@@ -77,6 +78,7 @@ def trained(loaded, training=None, *, validation=None, compute=CPU, goes_on=Fals
         loaded.network,
         training or labelled(loaded),
         validation=validation,
+        reader=Engine(loaded.network, device=compute.device),
         settings=settings(**changes),
         compute=compute,
         generator=np.random.default_rng(0),
