@@ -71,7 +71,8 @@ class Engine:
         self.device = device
         self._masks = masks
         self._pad_id: int = network.config.pad_token_id
-        self._made_of = [weakref.ref(module) for module in network.modules()]
+        self._network = weakref.ref(network)
+        self._children = [(module._modules, dict(module._modules)) for module in network.modules()]
         self._used_rows = None if token_ids is None else _used_rows(network, token_ids)
         exchanged = _cheap_dropout(network, masks)
         if self._used_rows is not None:
@@ -101,9 +102,7 @@ class Engine:
 
     def is_made_of(self, network: Network) -> bool:
         """Tell whether this is the engine of a network, and no module of it was exchanged since."""
-        modules = list(network.modules())
-        made_of = self._made_of
-        return len(modules) == len(made_of) and all(ref() is it for ref, it in zip(made_of, modules, strict=True))
+        return self._network() is network and all(now == then for now, then in self._children)
 
     def train(self, mode: bool = True) -> Self:
         """Turn dropout on or off, in all that is not frozen."""

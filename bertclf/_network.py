@@ -1,6 +1,8 @@
 """Pooling and head: what turns the hidden states of an encoder into one row of logits a text."""
 
 import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -191,11 +193,17 @@ def takes_segments(network: Network, tokenizer: PreTrainedTokenizerBase) -> bool
     """Tell whether the network has an embedding for the segment (first or second text of a pair) of a token."""
     config = network.config
     encoder = network.encoder if isinstance(network, PooledClassifier) else network
-    if "token_type_ids" not in inspect.signature(encoder.forward).parameters:
+    if "token_type_ids" not in _inputs_of(type(encoder).forward):
         return False
     if hasattr(config, "type_vocab_size"):
         return bool(config.type_vocab_size > 1)
     return "token_type_ids" in tokenizer.model_input_names
+
+
+@cache
+def _inputs_of(forward: Callable[..., Any]) -> frozenset[str]:
+    """Return the names of what a network can be called with."""
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def length_limit(network: Network, tokenizer: PreTrainedTokenizerBase) -> int | None:
