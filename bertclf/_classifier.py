@@ -88,7 +88,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Number of lowest layers that stay fixed, with all that they depend on, the embeddings first of all; or "encoder"
         for all but the head. What is fixed has no dropout and is run once a text: its output is kept, in float32, as
         long as that of all texts (4 bytes times the width for each token, with "encoder" for each text) is at most
-        1 GiB or there is a `memory`. Where layers share weights (ALBERT) 0 and "encoder" are possible.
+        1 GiB or there is a `memory`. Where layers share weights (ALBERT) 0 and "encoder" are possible; where attention
+        doesn't go through the interface of transformers (DeBERTa, MPNet) nothing is kept.
     pooling : {"auto", "cls", "mean", "last"}, default="auto"
         How the tokens of a text become one vector: the first token, the mean, the last token. "auto" follows the
         checkpoint: its sentence-embedding configuration if it has one, else its architecture (first token for
