@@ -34,7 +34,8 @@ def test_python_examples_run(checkpoint: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "last_line"), [("quickstart", "python examples/quickstart.py"), ("tests", "python -m pytest --cov")]
+    ("name", "last_line"),
+    [("quickstart", "python examples/quickstart.py"), ("tests", "python -m pytest -n auto --cov")],
 )
 def test_each_command_stands_once_right_after_its_marker(name: str, last_line: str):
     blocks = re.findall(rf"^<!-- command: {name} -->\n```bash\n(.*?)^```$", README, re.M | re.S)
