@@ -73,11 +73,13 @@ class _MaskedScale(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, keep: torch.Tensor, scale: float) -> torch.Tensor:
+        """Return the product."""
         ctx.save_for_backward(keep)
         ctx.scale = scale
         return (values * keep).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Return the gradient of the values."""
         (keep,) = ctx.saved_tensors
         return (gradient * keep).mul_(ctx.scale), None, None

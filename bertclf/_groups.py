@@ -60,6 +60,7 @@ class _GroupedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: Pattern
     ) -> torch.Tensor:
+        """Return what each query attends to."""
         attended = torch.empty_like(query)
         remembered = []
         for queries, keys in pattern.groups:
@@ -78,6 +79,7 @@ class _GroupedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of queries, keys and values."""
         query, key, value, *remembered = ctx.saved_tensors
         pattern: Pattern = ctx.pattern
         to_query, to_key, to_value = (torch.empty_like(states) for states in (query, key, value))
