@@ -1,0 +1,202 @@
+"""Measure what each technique of the engine saves: training steps with all of them, with each left out, with none.
+
+Every way trains a copy of the same network, with pooling by the first token, on the same random batches of 32 texts and
+in turn. A step is forward, backward, clipping and AdamW. `--parts` measures how many tokens go through the network at
+once instead, on the rows and on texts of 256 tokens; `--freeze` whole fits of three epochs with layers frozen.
+
+    python examples/benchmarks/techniques.py --data train.jsonl
+    python examples/benchmarks/techniques.py --data train.jsonl --parts
+    python examples/benchmarks/techniques.py --data train.jsonl --freeze
+"""
+
+import copy
+import math
+import tempfile
+from functools import partial
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from common import (
+    BATCH_SIZE,
+    LEARNING_RATE,
+    MAX_LENGTH,
+    classifier_of,
+    device,
+    in_turn,
+    long_texts,
+    medians,
+    parsed,
+    parser_of,
+    read,
+    report,
+)
+from torch.nn.utils import clip_grad_norm_
+from transformers import AutoConfig
+
+from bertclf._batches import random_batches
+from bertclf._budget import TokenBudget
+from bertclf._checkpoint import load_checkpoint
+from bertclf._device import Compute
+from bertclf._dropout import KeepMasks
+from bertclf._engine import Engine
+from bertclf._network import takes_segments
+from bertclf._tokens import tokenize
+from bertclf._training import MAX_PADDED_TEXTS, LabelledTokens, TrainingSettings, _Descent, _Optimization
+
+ALL, NONE = "all", "none"
+LONG = 256
+FITS = {"nothing": 0, "half of the layers": "half", "the encoder": "encoder"}
+
+
+def tokenized(texts, labels, *, model, max_length):
+    """Return a network of a checkpoint with a new head, and the texts as it takes them."""
+    classes, targets = np.unique(labels, return_inverse=True)
+    names = [str(name) for name in classes]
+    checkpoint = load_checkpoint(
+        model, revision=None, labels=names, multilabel=False, pooling="cls", dropout=None, verbose=False
+    )
+    network, tokenizer = checkpoint.network.to(device()), checkpoint.tokenizer
+    tokens = tokenize(
+        texts,
+        None,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        with_segments=takes_segments(network, tokenizer),
+        memory=None,
+    )
+    return network, LabelledTokens(tokens, targets, np.ones(len(texts), dtype=np.float32))
+
+
+def clip_apart(optimization, max_norm):
+    """Clip the gradients in a pass of its own."""
+    clip_grad_norm_(optimization.weights.values(), max_norm)
+
+
+def stepper(network, training, *, max_tokens=math.inf, max_texts=None, clips_apart=False, **choices):
+    """Return a function that takes a training step of a copy of a network on some rows, and waits for its loss."""
+    network = copy.deepcopy(network)
+    compute = Compute(device(), torch.float32)
+    settings = TrainingSettings(
+        epochs=1,
+        batch_size=BATCH_SIZE,
+        learning_rate=LEARNING_RATE,
+        lr_schedule="constant",
+        warmup_ratio=0.0,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        label_smoothing=0.0,
+    )
+    engine = Engine(network, device=compute.device, **choices).train()
+    optimization = _Optimization(engine, settings, n_steps=1, compute=compute, state=None)
+    budget = TokenBudget(max_tokens, max_texts=max_texts)
+    descent = _Descent(engine, training, None, optimization=optimization, budget=budget, compute=compute)
+
+    def step(rows):
+        if clips_apart:
+            with patch.object(_Optimization, "_clip", clip_apart):
+                return float(descent.step(rows))
+        return float(descent.step(rows))
+
+    return step
+
+
+def step_seconds(ways, training, *, n_steps):
+    """Return the median seconds of a step of each way on the same random batches, after one step untimed."""
+    batches = list(random_batches(len(training.tokens), batch_size=BATCH_SIZE, generator=np.random.default_rng(0)))
+    for step in ways.values():
+        step(batches[-1])
+    turns = {name: lambda turn, step=step: step(batches[turn % len(batches)]) for name, step in ways.items()}
+    return medians((name, seconds) for name, _, seconds in in_turn(turns, repeats=n_steps))
+
+
+def by_technique(texts, labels, arguments):
+    """Print the seconds of a step with each technique left out."""
+    network, training = tokenized(texts, labels, model=arguments.model, max_length=MAX_LENGTH)
+    on = {"masks": KeepMasks(0), "token_ids": np.unique(training.tokens.ids)}
+    padded_parts = {"unpadded": False, "max_texts": MAX_PADDED_TEXTS["cpu"]}
+    left_out = {
+        ALL: on,
+        "tokens without padding": on | {"unpadded": False},
+        "tokens without padding, but parts of 8 texts by length": on | padded_parts,
+        "cheap dropout": on | {"masks": None},
+        "embeddings of the tokens that occur": on | {"token_ids": None},
+        "first token alone in the last layer": on | {"first_tokens_alone": False},
+        "clipping inside the step of AdamW": on | {"clips_apart": True},
+        NONE: {"unpadded": False, "clips_apart": True},
+    }
+    ways = {name: stepper(network, training, **choices) for name, choices in left_out.items()}
+    seconds = step_seconds(ways, training, n_steps=arguments.steps)
+    n_tokens = len(training.tokens.ids) / len(texts)
+    report(
+        f"Batches of {BATCH_SIZE} texts, {n_tokens:.1f} tokens a text, float32, medians of {arguments.steps} steps.",
+        ["left out", "milliseconds a step", "times that of all"],
+        [
+            ["nothing" if name == ALL else "everything" if name == NONE else name]
+            + [f"{median * 1e3:.0f}", f"{median / seconds[ALL]:.3f}"]
+            for name, median in seconds.items()
+        ],
+    )
+
+
+def by_part(texts, labels, arguments):
+    """Print the seconds of a step by the most tokens that go through the network at once."""
+    sets = {"rows": (texts, MAX_LENGTH), f"{LONG} tokens": (None, LONG)}
+    rows, budgets = [], arguments.tokens
+    for name, (chosen, max_length) in sets.items():
+        chosen = chosen or long_texts(texts, n_texts=2 * BATCH_SIZE, n_words=LONG)
+        network, training = tokenized(chosen, labels[: len(chosen)], model=arguments.model, max_length=max_length)
+        choices = {"masks": KeepMasks(0), "token_ids": np.unique(training.tokens.ids)}
+        ways = {budget: stepper(network, training, max_tokens=budget, **choices) for budget in budgets}
+        seconds = step_seconds(ways, training, n_steps=arguments.steps)
+        rows += [[name, budget, f"{median * 1e3:.0f}"] for budget, median in seconds.items()]
+    report(
+        f"Batches of {BATCH_SIZE} texts, float32, medians of {arguments.steps} steps.",
+        ["texts", "most tokens at once", "milliseconds a step"],
+        rows,
+    )
+
+
+def by_freezing(texts, labels, arguments):
+    """Print the seconds of whole fits by what is frozen, without and with a memory that knows the texts."""
+    n_layers = AutoConfig.from_pretrained(arguments.model).num_hidden_layers
+
+    def fit(frozen, memory, _):
+        frozen = n_layers // 2 if frozen == "half" else frozen
+        return classifier_of(arguments.model, epochs=3, freeze=frozen, memory=memory).fit(texts, labels).history_
+
+    with tempfile.TemporaryDirectory() as memory:
+        turns = {name: partial(fit, frozen, None) for name, frozen in FITS.items()}
+        turns |= {f"{name}, seen before": partial(fit, FITS[name], memory) for name in list(FITS)[1:]}
+        for name in list(FITS)[1:]:
+            fit(FITS[name], memory, 0)
+        measured = list(in_turn(turns, repeats=arguments.repeats))
+    seconds = medians((name, elapsed) for name, _, elapsed in measured)
+    epochs = medians(((name, row["epoch"]), row["training_seconds"]) for name, rows, _ in measured for row in rows)
+    first = seconds["nothing"]
+    report(
+        f"{len(texts)} texts, 3 epochs, float32, medians of {arguments.repeats} fits.",
+        ["frozen", "seconds, loading included", "times as quick", "first epoch", "last epoch"],
+        [
+            [name, f"{median:.1f}", f"{first / median:.2f}", f"{epochs[name, 1]:.1f}", f"{epochs[name, 3]:.1f}"]
+            for name, median in seconds.items()
+        ],
+    )
+
+
+def main(argv=None):
+    """Measure and print a table."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--rows", type=int, default=320, help="texts to train on, always the same")
+    parser.add_argument("--steps", type=int, default=15, help="timed steps of each way")
+    parser.add_argument("--tokens", nargs="+", type=int, default=[256, 512, 1024, 2048, 4096, 8192])
+    parser.add_argument("--parts", action="store_true", help="by the most tokens that go through the network at once")
+    parser.add_argument("--freeze", action="store_true", help="by the layers that are frozen")
+    arguments = parsed(parser, argv)
+    texts, labels = read(arguments.data, arguments.rows)
+    measure = by_part if arguments.parts else by_freezing if arguments.freeze else by_technique
+    measure(texts, labels, arguments)
+
+
+if __name__ == "__main__":
+    main()
