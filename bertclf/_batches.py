@@ -30,7 +30,7 @@ def flat_batch(
 
 def places_of(offsets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return where the items of some rows stand in a flat array, whose row `i` is `[offsets[i]:offsets[i + 1]]`."""
-    lengths = np.diff(offsets)[rows]
+    lengths = offsets[rows + 1] - offsets[rows]
     starts = np.cumsum(lengths) - lengths
     places: npt.NDArray[np.int64] = np.arange(lengths.sum()) + np.repeat(offsets[rows] - starts, lengths)
     return places

@@ -25,7 +25,7 @@ class TokenBudget:
     Attributes
     ----------
     most_texts : int
-        Texts in the largest pass that succeeded.
+        Texts in the largest pass that succeeded since memory last ran out.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class TokenBudget:
         lengths: npt.NDArray[np.int64],
         work: Callable[[npt.NDArray[np.int64]], None],
         *,
-        start_over: Callable[[], None] = lambda: None,
+        start_over: Callable[[], None] | None = None,
     ) -> None:
         """Work on all texts, the longest first, in as many passes as it takes.
 
@@ -51,34 +51,51 @@ class TokenBudget:
             Tokens of each text.
         work : callable
             Gets the positions of the texts of one pass.
-        start_over : callable
+        start_over : callable or None, default=None
             Undoes what the passes before have done; called when one of them ran out of memory, before all are
-            repeated with half the tokens.
+            repeated with half the tokens. None keeps what was done, and goes on with the pass that failed.
 
         Raises
         ------
         torch.OutOfMemoryError
             If there is no memory for a pass of one text.
         """
-        while not self._succeeds(lengths, work):
+        left = every_row = np.arange(len(lengths))
+        while len(left := self._not_done(left, lengths, work)):
             # By now the error is gone, and with it what it held of the pass that failed.
             give_back_memory()
-            start_over()
+            if start_over is not None:
+                start_over()
+                left = every_row
 
-    def _succeeds(self, lengths: npt.NDArray[np.int64], work: Callable[[npt.NDArray[np.int64]], None]) -> bool:
-        for rows in batches_by_length(lengths, max_tokens=self.max_tokens, max_texts=self.max_texts):
+    def _not_done(
+        self,
+        rows: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        work: Callable[[npt.NDArray[np.int64]], None],
+    ) -> npt.NDArray[np.int64]:
+        """Work on some texts until all are done or memory runs out; return those that are left."""
+        is_left = np.ones(len(rows), dtype=bool)
+        for positions in batches_by_length(lengths[rows], max_tokens=self.max_tokens, max_texts=self.max_texts):
+            texts = rows[positions]
             try:
-                work(rows)
+                work(texts)
             except torch.OutOfMemoryError as error:
-                if len(rows) == 1:
-                    error.add_note(
-                        f"There is no memory for one text of {int(lengths[rows].max())} tokens. Lower max_length, use "
-                        "a smaller checkpoint, or free memory of the device."
-                    )
-                    raise
-                self.max_tokens = int(lengths[rows].max()) * (len(rows) // 2)
-                if self._tell is not None:
-                    self._tell(f"out of memory: from here on at most {self.max_tokens} tokens at once")
-                return False
-            self.most_texts = max(self.most_texts, len(rows))
-        return True
+                self._shrink(lengths[texts], error)
+                break
+            self.most_texts = max(self.most_texts, len(texts))
+            is_left[positions] = False
+        return rows[is_left]
+
+    def _shrink(self, lengths: npt.NDArray[np.int64], error: torch.OutOfMemoryError) -> None:
+        """Halve the budget after a pass of texts of these lengths failed, or raise the error if it was one text."""
+        if len(lengths) == 1:
+            error.add_note(
+                f"There is no memory for one text of {int(lengths.max())} tokens. Lower max_length, use a smaller "
+                "checkpoint, or free memory of the device."
+            )
+            raise error
+        self.max_tokens = int(lengths.max()) * (len(lengths) // 2)
+        self.most_texts = 0
+        if self._tell is not None:
+            self._tell(f"out of memory: from here on at most {self.max_tokens} tokens at once")

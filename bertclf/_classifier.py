@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, InvalidParameterError, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bertclf._callbacks import CallbackSupportMixin, Silence, with_callbacks
@@ -39,11 +39,13 @@ if TYPE_CHECKING:
     from bertclf._checkpoint import Checkpoint
     from bertclf._device import Compute
     from bertclf._engine import Engine
+    from bertclf._frozen import FrozenMemory
     from bertclf._memory import TextMemory
     from bertclf._network import Network
+    from bertclf._steps import LabelledTokens, TrainingSettings
     from bertclf._tasks import Task
     from bertclf._tokens import TokenStore
-    from bertclf._training import LabelledTokens, Trained, TrainingSettings
+    from bertclf._training import Trained
 
 # What a fit on 2-D input tells of its columns; until a fit is taken on, None where there is nothing to tell.
 COLUMN_ATTRIBUTES = ("n_features_in_", "feature_names_in_")
@@ -86,10 +88,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Probability, in [0, 1), that replaces every dropout probability of the checkpoint. None keeps them.
     freeze : int or "encoder", default=0
         Number of lowest layers that stay fixed, with all that they depend on, the embeddings first of all; or "encoder"
-        for all but the head. What is fixed has no dropout and is run once a text: its output is kept, in float32, as
-        long as that of all texts (4 bytes times the width for each token, with "encoder" for each text) is at most
-        1 GiB or there is a `memory`. Where layers share weights (ALBERT) 0 and "encoder" are possible; where attention
-        doesn't go through the interface of transformers (DeBERTa, MPNet) nothing is kept.
+        for all but the head. What is fixed has no dropout and is run once a text and fit: its output is kept, in
+        float32, if that of all texts (4 bytes times the width for each token, with "encoder" for each text) is at most
+        1 GiB, and again as much for validation texts, or if there is a `memory`. Where layers share weights (ALBERT) or
+        are in two stacks (BART) 0 and "encoder" are possible; where attention doesn't go through the interface of
+        transformers (DeBERTa, MPNet) nothing but the output of the whole encoder is kept.
     pooling : {"auto", "cls", "mean", "last"}, default="auto"
         How the tokens of a text become one vector: the first token, the mean, the last token. "auto" follows the
         checkpoint: its sentence-embedding configuration if it has one, else its architecture (first token for
@@ -123,8 +126,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     memory : str, path-like, joblib.Memory or None, default=None
         Folder that keeps token ids, and with `freeze` the output of the fixed layers, by content of the text,
         tokenizer, length and weights: no fold and no candidate of a search tokenizes or encodes a text that another
-        one has. Any number of processes may share it. It is a file that grows and holds what texts can be made of
-        again; delete it when the search is over. None keeps nothing.
+        one has, be it to train on it or to predict. Any number of processes may share it, but on a network drive, where
+        locks may not hold. It is a file that grows, by 5 bytes a token and what `freeze` says, and holds what texts can
+        be made of again: delete it, and `set_params(memory=None)`, when the search is over. None keeps nothing.
     warm_start : bool, default=False
         Whether `fit` goes on from the weights of the last `fit` or `partial_fit`, head included, instead of loading
         `model` anew: then `model`, `revision`, `pooling` and `dropout` are not looked at, the labels must be the same,
@@ -159,8 +163,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     best_loss_ : float or None
         Lowest training loss of an epoch; None with early stopping.
     micro_batch_size_ : int
-        Most texts that the last `fit` or `partial_fit` sent through the network at once: `batch_size`, or fewer where
-        the memory of the device asks for parts. The step is that of the whole batch all the same.
+        Most texts that the last `fit` or `partial_fit` sent through the network at once, since memory last ran out:
+        `batch_size`, or fewer where a batch takes more memory than there is, or on a CPU more than 2,048 tokens, or is
+        padded there. The step is that of the whole batch all the same.
     model_ : torch.nn.Module
         The network, called with `input_ids` and `attention_mask` and returning an output with `logits`. It is the
         sequence-classification class of transformers where the pooling is that of the architecture.
@@ -379,9 +384,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         if self.early_stopping and held_out is None:
             labelled, held_out = split(labelled, fraction=self.validation_fraction, seed=seed)
 
-        auto = self.epochs == "auto"
-        epochs = automatic_epochs(n_texts=len(labelled), batch_size=self.batch_size) if auto else int(self.epochs)
-        attributes: dict[str, Any] = {}
+        epochs = self._n_epochs(len(labelled))
+        attributes: dict[str, Any] = {}  # empty until the training is over, when callbacks may ask for them
         with Task(
             self._init_callback_context(max_subtasks=epochs) if self._has_callbacks else Silence(),
             {"estimator": self},
@@ -575,88 +579,112 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
 
         The classifier itself stays as it was.
         """
-        from bertclf._engine import Engine
-        from bertclf._frozen import FrozenMemory
         from bertclf._memory import open_memory
-        from bertclf._network import freeze, width
         from bertclf._random import seeded
-        from bertclf._tokens import resolve_max_length, truncation_report
         from bertclf._training import Validation, train
 
         with seeded(seed, compute.device):
-            checkpoint = self._copied() if goes_on else self._load(classes)
-            network, tokenizer = checkpoint.network, checkpoint.tokenizer
-            compute.place(network)
-            frozen = self._frozen
-            freeze(network, frozen)
             memory = open_memory(self.memory)
-            frozen_memory = None
-            if memory is not None and frozen != 0:
-                frozen_memory = FrozenMemory(memory, network, frozen=frozen, compute=compute)
-            max_length = resolve_max_length(
-                self.max_length, checkpoint.length_limit, tokenizer, pairs=labelled.texts.are_pairs
+            checkpoint, training, state = self._prepared(
+                labelled, classes=classes, goes_on=goes_on, compute=compute, memory=memory
             )
-            training = _tokenized(labelled, checkpoint, max_length=max_length, memory=memory)
-            engine = Engine(network, device=compute.device, frozen=frozen)
-            state = {
-                "classes_": classes.values,
-                "model_": network,
-                "tokenizer_": tokenizer,
-                "truncation_": truncation_report(training.tokens.cut, labelled.targets, classes.values),
-                "_indicator_dtype": None if classes.indicator_dtype is None else classes.indicator_dtype.str,
-                "_takes_pairs": labelled.texts.are_pairs,
-                "_max_length": max_length,
-                "_compute": compute,
-                "_engine": engine,
-                "_frozen_memory": frozen_memory,
-                "n_features_in_": labelled.texts.n_columns,
-                "feature_names_in_": labelled.texts.column_names,
-            }
+            network, engine = checkpoint.network, state["_engine"]
             validation = None
             if held_out is not None:
-                validation = Validation(
-                    _tokenized(held_out, checkpoint, max_length=max_length, memory=memory),
-                    self._scorer(held_out, state),
-                )
+                tokens = _tokenized(held_out, checkpoint, max_length=state["_max_length"], memory=memory)
+                validation = Validation(tokens, self._scorer(held_out, state))
+
+            def snapshot(so_far: "Trained") -> dict[str, Any]:
+                """Return the attributes of a classifier as training has left it so far."""
+                attributes = _fitted_attributes(state, so_far, n_iter=len(so_far.history))
+                return attributes | {"model_": copy.deepcopy(network)}
+
             trained = train(
                 network,
                 training,
                 validation=validation,
                 reader=engine,
-                settings=self._settings(epochs=epochs, width=width(network), in_parts=in_parts),
+                settings=self._settings(epochs=epochs, width=engine.width, in_parts=in_parts),
                 compute=compute,
                 generator=np.random.default_rng(seed),
                 task=task,
-                snapshot=lambda so_far: (
-                    _fitted_attributes(state, so_far, n_iter=len(so_far.history)) | {"model_": copy.deepcopy(network)}
-                ),
-                frozen_memory=frozen_memory,
+                snapshot=snapshot,
+                frozen_memory=_frozen_memory(memory, state["_frozen_key"]),
                 goes_on=in_parts,
                 optimizer_state=self._optimizer_state if in_parts and goes_on else None,
                 verbose=bool(self.verbose),
             )
+            network.requires_grad_(True)  # of other weights, autocast would repeat the cast in every batch
         return state, trained
+
+    def _prepared(
+        self,
+        labelled: LabelledTexts,
+        *,
+        classes: Classes,
+        goes_on: bool,
+        compute: "Compute",
+        memory: "TextMemory | None",
+    ) -> tuple["Checkpoint", "LabelledTokens", dict[str, Any]]:
+        """Load or copy the network, place it on the device, freeze what is to be frozen, and tokenize the texts.
+
+        Returns
+        -------
+        checkpoint : Checkpoint
+            Network and tokenizer.
+        training : LabelledTokens
+            The texts.
+        state : dict
+            The attributes that predicting needs.
+        """
+        from bertclf._engine import Engine
+        from bertclf._frozen import key_of_frozen
+        from bertclf._network import freeze
+        from bertclf._tokens import resolve_max_length, truncation_report
+
+        checkpoint = self._copied() if goes_on else self._load(classes)
+        network, frozen = checkpoint.network, self._frozen
+        compute.place(network)
+        freeze(network, frozen)
+        pairs = labelled.texts.are_pairs
+        max_length = resolve_max_length(self.max_length, checkpoint.length_limit, checkpoint.tokenizer, pairs=pairs)
+        training = _tokenized(labelled, checkpoint, max_length=max_length, memory=memory)
+        engine = Engine(network, device=compute.device, frozen=frozen)
+        remembers = memory is not None and engine.has_states
+        state = {
+            "classes_": classes.values,
+            "model_": network,
+            "tokenizer_": checkpoint.tokenizer,
+            "truncation_": truncation_report(training.tokens.cut, labelled.targets, classes.values),
+            "_indicator_dtype": None if classes.indicator_dtype is None else classes.indicator_dtype.str,
+            "_takes_pairs": pairs,
+            "_max_length": max_length,
+            "_compute": compute,
+            "_engine": engine,
+            "_frozen_key": key_of_frozen(network, frozen=frozen, compute=compute) if remembers else None,
+            "n_features_in_": labelled.texts.n_columns,
+            "feature_names_in_": labelled.texts.column_names,
+        }
+        return checkpoint, training, state
 
     def _logits(self, X: Any) -> npt.NDArray[np.float32]:
         """Return the logits of each text, one column a class."""
         check_is_fitted(self)
-        parts = [self._logits_of(X, texts) for texts in read_in_parts(X)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _logits_of(self, X: Any, texts: Texts) -> npt.NDArray[np.float32]:
-        """Return the logits of some of the texts in X."""
         from bertclf._frozen import FrozenStates
-        from bertclf._inference import predict_logits
+        from bertclf._inference import make_budget, predict_logits
         from bertclf._memory import open_memory
 
-        self._check_columns(X, texts)
-        tokens = _tokens_of(
-            texts, self.model_, self.tokenizer_, max_length=self._max_length, memory=open_memory(self.memory)
-        )
-        engine, states = self._engine_of_model(), None
-        if self._frozen_memory is not None and engine.has_states:
-            states = FrozenStates(engine, tokens, memory=self._frozen_memory, is_reused=False)
-        return predict_logits(engine, tokens, compute=self._compute, states=states)
+        engine, budget, memory = self._engine_of_model(), make_budget(self._compute), open_memory(self.memory)
+        frozen_memory = _frozen_memory(memory, self._frozen_key if engine.has_states else None)
+        parts = []
+        for texts in read_in_parts(X):
+            self._check_columns(X, texts)
+            tokens = _tokens_of(texts, self.model_, self.tokenizer_, max_length=self._max_length, memory=memory)
+            states = None
+            if frozen_memory is not None:
+                states = FrozenStates(engine, tokens, memory=frozen_memory, is_reused=False)
+            parts.append(predict_logits(engine, tokens, compute=self._compute, budget=budget, states=states))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _engine_of_model(self) -> "Engine":
         """Return what runs the network; a new one if somebody put other modules into `model_`, or another network."""
@@ -705,10 +733,15 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
 
     def _check_parameters(self) -> None:
         """Raise if a parameter is not what it must be."""
-        from bertclf._training import check_schedule
+        from bertclf._steps import check_schedule
 
         if not get_config()["skip_parameter_validation"]:
             self._validate_params()
+            if isinstance(self.freeze, bool):
+                raise InvalidParameterError(
+                    "The 'freeze' parameter of BertSequenceClassifier must be an int in the range [0, inf) or a str "
+                    f"among {{'encoder'}}. Got {self.freeze} instead. Pass 'encoder' to train the head alone."
+                )
         check_schedule(self.lr_schedule)
         if isinstance(self.scoring, str):
             from sklearn.metrics import get_scorer
@@ -772,9 +805,14 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
 
         return Checkpoint(copy.deepcopy(self.model_), self.tokenizer_)
 
+    def _n_epochs(self, n_texts: int) -> int:
+        """Return the most passes over so many texts."""
+        auto = self.epochs == "auto"
+        return automatic_epochs(n_texts=n_texts, batch_size=self.batch_size) if auto else int(self.epochs)
+
     def _settings(self, *, epochs: int, width: int, in_parts: bool) -> "TrainingSettings":
         """Return how to train, every "auto" resolved."""
-        from bertclf._training import TrainingSettings
+        from bertclf._steps import TrainingSettings
 
         rate = automatic_learning_rate(width) if self.learning_rate == "auto" else float(self.learning_rate)
         return TrainingSettings(
@@ -839,7 +877,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             from bertclf._persistence import to_state
 
             del state["_compute"]
-            del state["_engine"], state["_frozen_memory"]
+            del state["_engine"], state["_frozen_key"]
             state["checkpoint"] = to_state(
                 state.pop("model_"), state.pop("tokenizer_"), optimizer_state=state.pop("_optimizer_state")
             )
@@ -865,7 +903,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         self._compute.place(checkpoint.network)
         self.model_ = checkpoint.network
         self._engine = Engine(self.model_, device=self._compute.device)
-        self._frozen_memory = None
+        self._frozen_key = None
         self.tokenizer_ = checkpoint.tokenizer
 
 
@@ -877,11 +915,18 @@ class _WithKnownLogits(BertSequenceClassifier):
         return self._known_logits.copy() if X is self._known_texts else super()._logits(X)
 
 
+def _frozen_memory(memory: "TextMemory | None", key: bytes | None) -> "FrozenMemory | None":
+    """Return where the output of frozen layers is kept; None without a memory, or if there are none to keep."""
+    from bertclf._frozen import FrozenMemory
+
+    return None if memory is None or key is None else FrozenMemory(memory, key)
+
+
 def _tokenized(
     labelled: LabelledTexts, checkpoint: "Checkpoint", *, max_length: int | None, memory: "TextMemory | None"
 ) -> "LabelledTokens":
     """Return labelled texts as the network takes them."""
-    from bertclf._training import LabelledTokens
+    from bertclf._steps import LabelledTokens
 
     tokens = _tokens_of(labelled.texts, checkpoint.network, checkpoint.tokenizer, max_length=max_length, memory=memory)
     return LabelledTokens(tokens, labelled.targets, mean_one(labelled.loss_weights))

@@ -1,7 +1,8 @@
 """Where the arithmetic runs and in which precision: the only room that asks the hardware."""
 
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,26 @@ def compute_after_loading(*, device: str, precision: str) -> Compute:
             stacklevel=2,
         )
         return choose_compute(device="cpu", precision=precision)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Compute without gradients; in training, autocast keeps no weight that it casts inside.
+
+    It would hand such a weight, which has no gradient, to what is trained of the network.
+    """
+    keeps_casts = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(keeps_casts and not torch.is_grad_enabled())
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(keeps_casts)
+
+
+def forget_casts() -> None:
+    """Forget weights in a lower precision that were cast before: where the caller is in autocast, torch keeps them."""
+    torch.clear_autocast_cache()
 
 
 def give_back_memory() -> None:

@@ -7,12 +7,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from bertclf._batches import padded_batch
+from bertclf._device import apart
 from bertclf._dropout import Dropout, KeepMasks
 from bertclf._embeddings import UsedRows
+from bertclf._head import Head
 from bertclf._layout import Layout
-from bertclf._network import Network, encoder_of, n_classes, width
+from bertclf._network import Network, encoder_of, n_classes, pool, width
 from bertclf._tokens import TokenStore
 from bertclf._trees import with_same_weights
 from bertclf._unpadded import FlatNetwork
@@ -50,6 +53,8 @@ class Engine:
     ----------
     device : torch.device
         Where the network is.
+    why_padded : str or None
+        Why texts are padded, None if they are not.
     width : int
         Size of the hidden state of one token.
     has_states : bool
@@ -80,11 +85,19 @@ class Engine:
         self._padded: Any = with_same_weights(network, exchanged)
         self._padded.train(False)
         self._frozen = frozen
-        self._flat = None
-        if unpadded and (like is None or like.is_unpadded):
-            self._flat = self._made_flat(first_tokens_alone=first_tokens_alone, is_tried=like is not None)
+        self._flat: FlatNetwork | None = None
+        self.why_padded: str | None = "asked for"
+        if like is not None:
+            self.why_padded = like.why_padded
+            if like._flat is not None:
+                alone = like._flat.first_tokens_alone
+                self._flat = FlatNetwork(self._padded, first_tokens_alone=alone, frozen=frozen)
+        elif unpadded:
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                self._flat, self.why_padded = self._flat_network([True, False] if first_tokens_alone else [False])
+        self._head = self._head_apart() if self._flat is None and frozen == "encoder" else None
         self.width = width(network)
-        self.has_states = self._flat is not None and frozen != 0
+        self.has_states = self._head is not None or (self._flat is not None and frozen != 0)
 
     @property
     def is_unpadded(self) -> bool:
@@ -143,11 +156,12 @@ class Engine:
         Tensor, shape (len(rows), n_classes)
             On the device.
         """
-        if self._flat is None:
-            return self._padded_logits(store, rows)
-        return self._flat.logits(store, rows, self._layout(store, rows), states=states)
+        if self._flat is not None:
+            return self._flat.logits(store, rows, self._layout(store, rows), states=states)
+        if self._head is not None:
+            return self._head.logits(self.states(store, rows) if states is None else states)
+        return self._padded_logits(store, rows)
 
-    @torch.no_grad()
     def states(self, store: TokenStore, rows: npt.NDArray[np.int64]) -> torch.Tensor:
         """Return what the frozen part makes of some texts: the only thing that the rest needs to know of them.
 
@@ -156,13 +170,16 @@ class Engine:
         Tensor, shape (n_tokens, width), or if the encoder is frozen (len(rows), width)
             On the device.
         """
-        if self._flat is None:
+        if self._flat is not None:
+            return self._flat.states(store, rows, self._layout(store, rows))
+        if self._head is None:
             raise RuntimeError("There is no part to run apart: ask has_states.")
-        return self._flat.states(store, rows, self._layout(store, rows))
+        with apart():
+            return self._padded_states(self._head, store, rows)
 
-    def rows_of_states(self, store: TokenStore) -> npt.NDArray[np.int64]:
-        """Return where the states of each text begin, and those of the last end, if those of all are laid in a row."""
-        return np.arange(len(store) + 1) if self._frozen == "encoder" else store.offsets
+    def n_states(self, store: TokenStore, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return how many states some texts have."""
+        return np.ones_like(rows) if self._frozen == "encoder" else store.lengths[rows]
 
     def _layout(self, store: TokenStore, rows: npt.NDArray[np.int64]) -> Layout:
         return Layout(store.lengths[rows], device=self.device, masks=self._masks)
@@ -172,29 +189,79 @@ class Engine:
         logits: torch.Tensor = self._padded(**batch).logits
         return logits
 
-    @torch.no_grad()
-    def _made_flat(self, *, first_tokens_alone: bool, is_tried: bool) -> FlatNetwork | None:
-        """Return the network for tokens without padding; None if it doesn't give what it gives with padding.
+    def _flat_network(self, ways: list[bool]) -> tuple[FlatNetwork | None, str | None]:
+        """Try the network without padding on two short texts.
 
-        It is tried on two short texts, and all its layers must attend within texts.
+        Parameters
+        ----------
+        ways : list of bool
+            Whether the last layer is to compute first tokens alone, the first choice first.
+
+        Returns
+        -------
+        flat : FlatNetwork or None
+            The first that gives what the network gives with padding; None if there is none.
+        why_not : str or None
+            If there is none, why.
         """
-        if is_tried:
-            return FlatNetwork(self._padded, first_tokens_alone=first_tokens_alone, frozen=self._frozen)
-        known = range(10) if self._used_rows is None else self._used_rows.token_ids[:10]
-        token_ids = [number for number in known if number != self._pad_id] or [self._pad_id]
-        store = TokenStore(np.resize(token_ids, 8 + 3).astype(np.int32), np.array([0, 8, 11]), None)
-        layout = Layout(store.lengths, device=self.device)
+        trial, both, why_not = self._two_short_texts(), np.arange(2), None
+        padded = self._padded_logits(trial, both)
+        for way in ways:
+            layout = Layout(trial.lengths, device=self.device)
+            try:
+                flat = FlatNetwork(self._padded, first_tokens_alone=way, frozen=self._frozen)
+                difference = flat.logits(trial, both, layout) - padded
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever an architecture may raise that knows nothing of flat batches
+                why_not = f"{type(error).__name__}: {error}"
+                continue
+            if not _attended_as_with_a_mask(self._padded.config.get_text_config(), layout.windows):
+                why_not = "attention does not go through the interface of transformers, or only with a mask"
+            elif difference.abs().max() > 1e-3 * padded.abs().max():
+                why_not = "the logits are others than with padding"
+            else:
+                return flat, None
+        return None, why_not
+
+    def _padded_states(self, head: Head, store: TokenStore, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        batch = padded_batch(store, rows, pad_id=self._pad_id, device=self.device)
+        return pool(head.encoder(**batch).last_hidden_state, batch["attention_mask"], head.pooling or "")
+
+    @torch.no_grad()
+    def _head_apart(self) -> Head | None:
+        """Return the head by itself; None if on two short texts one vector a text is not all that it looks at."""
+        head = Head(self._padded)
+        if head.pooling is None:
+            return None
+        trial, both = self._two_short_texts(), np.arange(2)
+        padded = self._padded_logits(trial, both)
         try:
-            flat = FlatNetwork(self._padded, first_tokens_alone=first_tokens_alone, frozen=self._frozen)
-            unpadded = flat.logits(store, np.arange(2), layout)
+            difference = head.logits(self._padded_states(head, trial, both)) - padded
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # whatever an architecture may raise that knows nothing of flat batches
+        except Exception:  # whatever an architecture may raise whose head looks at more
             return None
-        padded = self._padded_logits(store, np.arange(2))
-        is_same = (unpadded - padded).abs().max() <= 1e-3 * padded.abs().max()
-        all_attend = len(layout.seen_by) == self._padded.config.get_text_config().num_hidden_layers
-        return flat if is_same and all_attend else None
+        return head if difference.abs().max() <= 1e-3 * padded.abs().max() else None
+
+    def _two_short_texts(self) -> TokenStore:
+        """Return texts of eight and of three tokens, all of which the network knows."""
+        known = range(10) if self._used_rows is None else self._used_rows.token_ids[:10]
+        token_ids = [number for number in known if number != self._pad_id] or [self._pad_id]
+        return TokenStore(np.resize(token_ids, 8 + 3).astype(np.int32), np.array([0, 8, 8 + 3]), None)
+
+
+def _attended_as_with_a_mask(config: PretrainedConfig, windows: list[int | None]) -> bool:
+    """Tell whether all layers followed the layout, and knew by themselves how far a token sees.
+
+    Some architectures put a sliding window, or blocks, in the attention mask alone, which a flat batch doesn't have.
+    """
+    kinds = set(getattr(config, "layer_types", None) or [])
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    has_windows = "sliding_attention" in kinds if kinds else bool(window)
+    is_told = any(window is not None for window in windows)
+    is_known = kinds <= {"full_attention", "sliding_attention"}
+    return len(windows) == config.num_hidden_layers and is_known and (is_told or not has_windows)
 
 
 def _used_rows(network: Network, token_ids: npt.NDArray[np.integer]) -> UsedRows | None:

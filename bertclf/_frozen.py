@@ -18,50 +18,51 @@ from bertclf._tokens import TokenStore
 MAX_KEPT_BYTES = 1 << 30
 
 
+def key_of_frozen(network: Network, *, frozen: int | str, compute: Compute) -> bytes:
+    """Return what stands for the frozen part of a network, the weights without gradient, and for its precision."""
+    pooling = network.pooling if isinstance(network, PooledClassifier) else ""
+    config = {name: value for name, value in network.config.to_dict().items() if not _is_irrelevant(name)}
+    weights = [
+        key_of(name, weight.detach().cpu().numpy().tobytes())
+        for name, weight in network.named_parameters()
+        if not weight.requires_grad
+    ]
+    return key_of(
+        repr(frozen),
+        pooling,
+        json.dumps(config, sort_keys=True, default=str),
+        str(compute.dtype),
+        transformers.__version__,
+        *weights,
+    )
+
+
 class FrozenMemory:
-    """States of texts by their content, the weights that made them and the precision, in a memory.
+    """States of texts in a memory, by the content of each text and what made them.
 
     Parameters
     ----------
     memory : TextMemory
         Where they are kept.
-    network : Network
-        The network; the weights that need no gradient are its frozen part.
-    frozen : int or "encoder"
-        What is frozen.
-    compute : Compute
-        Device and precision.
+    key : bytes
+        What `key_of_frozen` returns.
     """
 
-    def __init__(self, memory: TextMemory, network: Network, *, frozen: int | str, compute: Compute) -> None:
+    def __init__(self, memory: TextMemory, key: bytes) -> None:
         self._memory = memory
-        pooling = network.pooling if isinstance(network, PooledClassifier) else ""
-        config = {name: value for name, value in network.config.to_dict().items() if not _is_irrelevant(name)}
-        weights = [
-            key_of(name, weight.detach().cpu().numpy().tobytes())
-            for name, weight in network.named_parameters()
-            if not weight.requires_grad
-        ]
-        self._way = key_of(
-            repr(frozen),
-            pooling,
-            json.dumps(config, sort_keys=True, default=str),
-            str(compute.dtype),
-            transformers.__version__,
-            *weights,
-        )
+        self._key = key
 
     def states(self, engine: Engine, store: TokenStore, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return the states of some texts, one after the other, and make those that are missing."""
         if store.keys is None:
             return _made(engine, store, rows)
-        keys = [key_of(self._way, store.keys[row]) for row in rows]
+        keys = [key_of(self._key, store.keys[row]) for row in rows]
 
         def make(positions: list[int]) -> list[bytes]:
             """Run the frozen part on what is missing."""
             missing = rows[positions]
-            n_states = np.diff(engine.rows_of_states(store))[missing]
-            parts = np.split(_made(engine, store, missing), np.cumsum(n_states)[:-1])
+            ends = np.cumsum(engine.n_states(store, missing))
+            parts = np.split(_made(engine, store, missing), ends[:-1])
             return [part.astype("<f4").tobytes() for part in parts]
 
         kept = np.frombuffer(b"".join(self._memory.get_or_make(keys, make)), dtype="<f4")
@@ -91,7 +92,7 @@ class FrozenStates:
         self._engine = engine
         self._store = store
         self._memory = memory
-        self._starts = engine.rows_of_states(store)
+        self._starts = np.concatenate([[0], np.cumsum(engine.n_states(store, np.arange(len(store))))])
         shape = (int(self._starts[-1]), engine.width)
         self._kept: npt.NDArray[np.float32] | None = None
         if is_reused and 4 * shape[0] * shape[1] <= MAX_KEPT_BYTES:

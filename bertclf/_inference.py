@@ -5,7 +5,7 @@ import numpy.typing as npt
 import torch
 
 from bertclf._budget import TokenBudget
-from bertclf._device import Compute
+from bertclf._device import Compute, forget_casts
 from bertclf._engine import Engine
 from bertclf._frozen import FrozenStates
 from bertclf._tokens import TokenStore
@@ -16,8 +16,18 @@ from bertclf._tokens import TokenStore
 MAX_TOKENS = {"cpu": 1024, "mps": 16_384, "cuda": 65_536}
 
 
+def make_budget(compute: Compute) -> TokenBudget:
+    """Return how much goes through the network at once in prediction."""
+    return TokenBudget(MAX_TOKENS[compute.device.type])
+
+
 def predict_logits(
-    engine: Engine, store: TokenStore, *, compute: Compute, states: FrozenStates | None = None
+    engine: Engine,
+    store: TokenStore,
+    *,
+    compute: Compute,
+    budget: TokenBudget,
+    states: FrozenStates | None = None,
 ) -> npt.NDArray[np.float32]:
     """Run the network over all texts.
 
@@ -29,6 +39,8 @@ def predict_logits(
         The texts.
     compute : Compute
         Device and precision; the engine must be made for that device.
+    budget : TokenBudget
+        How much goes through the network at once; it shrinks where memory runs out.
     states : FrozenStates or None, default=None
         What the frozen part of the network makes of the texts; None runs all of it.
 
@@ -44,8 +56,9 @@ def predict_logits(
         known = None if states is None else states.of(rows)
         logits[rows] = engine.logits(store, rows, states=known).float().cpu().numpy()
 
+    forget_casts()
     with torch.inference_mode(), compute.autocast():
-        TokenBudget(MAX_TOKENS[compute.device.type]).run(store.lengths, fill_in)
+        budget.run(store.lengths, fill_in)
     return logits
 
 

@@ -79,9 +79,16 @@ def _has_slices(X: Any) -> bool:
     """Tell whether a slice of a container is a container of the same kind, and not a row or a column."""
     if isinstance(X, np.ndarray):
         return X.ndim > 0
-    if isinstance(X, (list, tuple)) or hasattr(X, "to_pylist"):
+    if hasattr(X, "to_pylist") or isinstance(
+        nw.from_native(X, allow_series=True, pass_through=True), (nw.Series, nw.DataFrame)
+    ):
         return True
-    return isinstance(nw.from_native(X, allow_series=True, pass_through=True), (nw.Series, nw.DataFrame))
+    if not isinstance(X, Sequence) or isinstance(X, (str, bytes)):
+        return False
+    try:
+        return isinstance(X[:1], Sequence)
+    except TypeError:  # a deque
+        return False
 
 
 def _slice(X: Any, start: int) -> Any:

@@ -1,6 +1,7 @@
 """Which kernel computes the attention of a ragged batch: the one that is made for it and works here."""
 
 import inspect
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,6 +34,9 @@ MULTIPLE_OF_HEAD, LARGEST_HEAD = 8, 256
 
 # One dimension of a grid on a CUDA card: what those kernels can number texts by.
 MOST_TEXTS = 65_535
+
+# A trial sets switches of the whole process.
+_TRYING = threading.Lock()
 
 # torch tells there, at the first jagged tensor, of a function that it calls itself.
 LOGS = ("torch.fx._symbolic_trace",)
@@ -107,16 +111,20 @@ def choose(query: torch.Tensor, pattern: Pattern) -> _Kernel:
     """Return what is to compute the attention: the first kernel that is made for it and works here, else the groups."""
     if query.device.type in RAGGED_DEVICES and len(pattern.layout.lengths) <= MOST_TEXTS:
         for kernel, takes in _RAGGED:
-            if takes(query, pattern) and _works(
-                kernel,
-                query.device,
-                query.dtype,
-                query.shape[-1],
-                dropout=pattern.dropout,
-                causal=pattern.causal,
-                window=pattern.window,
-                one_query=pattern.one_query,
-            ):
+            if not takes(query, pattern):
+                continue
+            with _TRYING:
+                works = _works(
+                    kernel,
+                    query.device,
+                    query.dtype,
+                    query.shape[-1],
+                    dropout=pattern.dropout,
+                    causal=pattern.causal,
+                    window=pattern.window,
+                    one_query=pattern.one_query,
+                )
+            if works:
                 return kernel
     return in_groups
 

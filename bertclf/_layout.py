@@ -106,8 +106,8 @@ class Layout:
     ----------
     states : Tensor of shape (n_tokens, width), or None
         Output of a lower part of the network, for the upper part to go on from.
-    seen_by : list of Module
-        The attention layers that have followed this layout so far.
+    windows : list of int or None
+        Sliding window of each attention layer that has followed this layout so far, None where it has none.
     keys_and_values : tuple of Tensor, or None
         Keys and values that take the place of those that a layer makes, see `seen_by_firsts`.
     """
@@ -118,7 +118,7 @@ class Layout:
         self.device = device
         self.masks = masks
         self.states: torch.Tensor | None = None
-        self.seen_by: list[torch.nn.Module] = []
+        self.windows: list[int | None] = []
         self.keys_and_values: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def seen_by_firsts(self, keys: torch.Tensor, values: torch.Tensor) -> "Layout":

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -12,8 +13,9 @@ from typing import Any
 FILE_NAME = "bertclf.sqlite"
 SCHEMA = "CREATE TABLE IF NOT EXISTS kept (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
 
-# Another process may hold the file while it computes what is missing.
-SECONDS_TO_WAIT = 600
+# Another process may hold the file while it computes what is missing. SQLite waits where Ctrl-C is not heard, so it
+# does that for a short time only, again and again.
+SECONDS_TO_WAIT, SECONDS_AT_ONCE = 600.0, 0.5
 
 KEYS_PER_QUERY = 500
 
@@ -63,12 +65,12 @@ class TextMemory:
                 with self._opened() as file:
                     found |= _select(file, keys)
                     if any(key not in found for key in keys):
-                        file.execute("BEGIN IMMEDIATE")
+                        _execute(file, "BEGIN IMMEDIATE")
                         found |= _select(file, [key for key in keys if key not in found])
                         made = _made(keys, found, make)
                         found |= made
                         file.executemany("INSERT INTO kept VALUES (?, ?)", made.items())
-                        file.execute("COMMIT")
+                        _execute(file, "COMMIT")
             except sqlite3.Error as error:
                 self._is_usable = False
                 warnings.warn(
@@ -87,8 +89,8 @@ class TextMemory:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise sqlite3.OperationalError(str(error)) from error
-        with closing(sqlite3.connect(self.folder / FILE_NAME, timeout=SECONDS_TO_WAIT, isolation_level=None)) as file:
-            file.execute(SCHEMA)
+        with closing(sqlite3.connect(self.folder / FILE_NAME, timeout=SECONDS_AT_ONCE, isolation_level=None)) as file:
+            _execute(file, SCHEMA)
             yield file
 
 
@@ -114,4 +116,15 @@ def _select(file: sqlite3.Connection, keys: list[bytes]) -> Iterator[tuple[bytes
     for start in range(0, len(keys), KEYS_PER_QUERY):
         some = keys[start : start + KEYS_PER_QUERY]
         marks = ",".join("?" * len(some))
-        yield from file.execute(f"SELECT key, value FROM kept WHERE key IN ({marks})", some)
+        yield from _execute(file, f"SELECT key, value FROM kept WHERE key IN ({marks})", some)
+
+
+def _execute(file: sqlite3.Connection, statement: str, values: list[bytes] | None = None) -> list[Any]:
+    """Execute a statement and return all rows, as soon as other processes let go of the file."""
+    deadline = time.monotonic() + SECONDS_TO_WAIT
+    while True:
+        try:
+            return file.execute(statement, values or []).fetchall()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise

@@ -152,7 +152,7 @@ def freeze(network: Network, what: int | str) -> None:
     elif what != 0:
         layers = layers_of(network)
         if not isinstance(what, int) or what > len(layers):
-            has = f"{len(layers)} layers" if len(layers) else "no list of layers of its own (they share weights)"
+            has = f"{len(layers)} layers" if len(layers) else "no single list of layers, each with weights of its own"
             raise ValueError(
                 f"freeze={what!r} is more than this checkpoint has, a {network.config.model_type} with {has}. Lower "
                 "freeze, or pass 'encoder' to train the head alone."
@@ -169,8 +169,10 @@ def _weights_below(network: Network, layer: nn.Module) -> list[nn.Parameter]:
     )
     try:
         token_id = 0 if network.config.pad_token_id else 1
+        last = network.config.get_text_config().eos_token_id  # BART and T5 refuse a text without it
+        token_ids = [[token_id, token_id if last is None else last]]
         with torch.enable_grad():
-            network(input_ids=torch.full((1, 2), token_id, device=next(network.parameters()).device))
+            network(input_ids=torch.tensor(token_ids, device=next(network.parameters()).device))
     finally:
         handle.remove()
     weights = list(network.parameters())
@@ -178,14 +180,17 @@ def _weights_below(network: Network, layer: nn.Module) -> list[nn.Parameter]:
     return [weight for weight, gradient in zip(weights, gradients, strict=True) if gradient is not None]
 
 
-@torch.no_grad()
 def padding_matters(network: Network, token_ids: list[int]) -> bool:
-    """Tell whether padding on the right changes the logits of a text, as it does where a network ignores the mask."""
+    """Tell whether padding on the right changes the logits of a text, as it does where a network ignores the mask.
+
+    The network must be on the CPU.
+    """
     alone = torch.tensor([token_ids])
     padded = torch.nn.functional.pad(alone, (0, len(token_ids)), value=network.config.pad_token_id)
     mask = torch.nn.functional.pad(torch.ones_like(alone), (0, len(token_ids)))
-    expected = network(input_ids=alone, attention_mask=torch.ones_like(alone)).logits
-    difference = (network(input_ids=padded, attention_mask=mask).logits - expected).abs().max()
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):  # the caller may be in autocast
+        expected = network(input_ids=alone, attention_mask=torch.ones_like(alone)).logits
+        difference = (network(input_ids=padded, attention_mask=mask).logits - expected).abs().max()
     return bool(difference > 1e-3 * expected.abs().max())
 
 

@@ -3,6 +3,7 @@
 import threading
 from array import array
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class TokenStore:
         """Return the number of texts."""
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each text."""
         return np.diff(self.offsets)

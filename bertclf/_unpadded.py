@@ -1,4 +1,11 @@
-"""A network on tokens without padding: all tokens of all texts one after the other, then one vector a text."""
+"""A network on tokens without padding: all tokens of all texts one after the other, then one vector a text.
+
+The layers of the encoder are called by its own code, which hands on to them, and to the attention in them, what it is
+called with beside the tokens: the layout of the batch. Three kinds of layers talk to others through it. The last frozen
+layer leaves its output in `layout.states`, from which the first one that is not frozen goes on; a last layer that
+computes first tokens alone puts the keys and values of all tokens into a copy of it; and attention notes in
+`layout.windows` that it followed it.
+"""
 
 import copy
 from collections.abc import Callable
@@ -8,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from bertclf._attention import UNPADDED
 from bertclf._batches import flat_batch
+from bertclf._device import apart
+from bertclf._head import Head
 from bertclf._layout import Layout
-from bertclf._network import PooledClassifier, layers_of, own_pooling, reserved_positions
+from bertclf._network import layers_of, reserved_positions
 from bertclf._tokens import TokenStore
 from bertclf._trees import with_same_weights
 
@@ -35,28 +43,24 @@ class FlatNetwork:
     """
 
     def __init__(self, network: Any, *, first_tokens_alone: bool, frozen: int | str) -> None:
-        is_pooled = isinstance(network, PooledClassifier)
-        self._head = network
-        self._name_of_encoder: str = "encoder" if is_pooled else network.base_model_prefix
-        self._pooling: str | None = network.pooling if is_pooled else own_pooling(network.config)
+        self.first_tokens_alone = first_tokens_alone
+        self._head = head = Head(network)
         self._first_position = reserved_positions(network)
-        encoder = getattr(network, self._name_of_encoder)
-        self._pooler = _pooler(encoder)
         self._frozen = frozen
         layers = [with_same_weights(layer) for layer in layers_of(network)]
         n_frozen = frozen if isinstance(frozen, int) else 0
         last = _first_token_alone(layers[-1]) if layers else None
         self._gives_firsts = (
-            last is not None and first_tokens_alone and self._pooling == "cls" and n_frozen < len(layers)
+            last is not None and first_tokens_alone and head.pooling == "cls" and n_frozen < len(layers)
         )
         if self._gives_firsts:
             layers[-1] = last
         self._lower = None
         if n_frozen:
-            self._lower = _restacked(encoder, [*layers[: n_frozen - 1], _last_of_lower(layers[n_frozen - 1])])
+            self._lower = _restacked(head.encoder, [*layers[: n_frozen - 1], _last_of_lower(layers[n_frozen - 1])])
             # One for each, since some encoders look up settings by the number of the layer.
             layers = [*map(_start_of_upper, layers[:n_frozen]), *layers[n_frozen:]]
-        self._encoder = _restacked(encoder, layers)
+        self._encoder = _restacked(head.encoder, layers)
 
     def train(self, mode: bool) -> None:
         """Turn dropout on or off, in all that is not frozen."""
@@ -74,18 +78,18 @@ class FlatNetwork:
     ) -> torch.Tensor:
         """Return the logits of some texts, from the states that the frozen part gives them if they are known."""
         if states is None and self._frozen != 0:
-            with torch.no_grad():
-                states = self.states(store, rows, layout)
+            states = self.states(store, rows, layout)
         if self._frozen == "encoder" and states is not None:
-            return self._logits_of(states)
+            return self._head.logits(states)
         layout.states = states
-        return self._logits_of(self._pooled(self._encoder, store, rows, layout))
+        return self._head.logits(self._pooled(self._encoder, store, rows, layout))
 
     def states(self, store: TokenStore, rows: npt.NDArray[np.int64], layout: Layout) -> torch.Tensor:
         """Return what the frozen part makes of some texts."""
-        if self._lower is None:
-            return self._pooled(self._encoder, store, rows, layout)
-        self._hidden(self._lower, store, rows, layout)
+        with apart():
+            if self._lower is None:
+                return self._pooled(self._encoder, store, rows, layout)
+            self._hidden(self._lower, store, rows, layout)
         if layout.states is None:
             raise NotImplementedError("A layer was passed over.")
         return layout.states
@@ -93,21 +97,13 @@ class FlatNetwork:
     def _pooled(self, encoder: Any, store: TokenStore, rows: npt.NDArray[np.int64], layout: Layout) -> torch.Tensor:
         """Return one vector a text."""
         hidden = self._hidden(encoder, store, rows, layout)
-        return hidden if self._gives_firsts else _pool(hidden, layout, self._pooling)
+        return hidden if self._gives_firsts else _pool(hidden, layout, self._head.pooling)
 
     def _hidden(self, encoder: Any, store: TokenStore, rows: npt.NDArray[np.int64], layout: Layout) -> torch.Tensor:
         """Return one vector a token, or those of the first tokens."""
         batch = flat_batch(store, rows, first_position=self._first_position, device=layout.device)
         hidden: torch.Tensor = encoder(**batch, layout=layout, use_cache=False).last_hidden_state[0]
         return hidden
-
-    def _logits_of(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Return the logits of one vector a text: the head takes it for a text of one token, of whatever pooling."""
-        head: Any = copy.copy(self._head)
-        head._modules = head._modules | {self._name_of_encoder: _Known(pooled[:, None], self._pooler)}
-        one_token = torch.ones((len(pooled), 1), dtype=torch.int64, device=pooled.device)
-        logits: torch.Tensor = head(input_ids=one_token, attention_mask=one_token).logits
-        return logits
 
 
 class _FirstTokenAlone(nn.Module):
@@ -173,20 +169,6 @@ def _with_forward(layer: nn.Module, forward: Callable[..., Any]) -> nn.Module:
     return other
 
 
-class _Known(nn.Module):
-    """Stands for an encoder whose output is known, of shape (n_texts, 1, width)."""
-
-    def __init__(self, hidden: torch.Tensor, pooler: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
-        super().__init__()
-        self._hidden = hidden
-        self._pooler = pooler
-
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """Return what is known."""
-        pooled = None if self._pooler is None else self._pooler(self._hidden)
-        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=self._hidden, pooler_output=pooled)
-
-
 def _restacked(encoder: Any, layers: list[nn.Module]) -> Any:
     """Return an encoder for tokens without padding, with these layers in place of its own, if it has a list of them."""
     stack = layers_of(encoder)
@@ -203,14 +185,6 @@ def _set_attention(encoder: Any, name: str) -> None:
     for module in encoder.modules():
         if module.__dict__.get("config") is not None:
             module.config = config
-
-
-def _pooler(encoder: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """Return what an encoder makes of hidden states of shape (n_texts, n_tokens, width) beside them, if anything."""
-    pooler = getattr(encoder, "pooler", None)
-    if isinstance(pooler, nn.Linear):  # ALBERT
-        return lambda hidden: encoder.pooler_activation(pooler(hidden[:, 0]))
-    return pooler
 
 
 def _pool(hidden: torch.Tensor, layout: Layout, pooling: str | None) -> torch.Tensor:

@@ -36,6 +36,14 @@ def saying(*parts: str) -> str:
     return "(?s)" + ".*".join(re.escape(part) for part in parts)
 
 
+def measuring(monkeypatch: pytest.MonkeyPatch, values: list[tuple[float, float]]) -> None:
+    """Make the validation loss and the validation score of each epoch what `values` say."""
+    from bertclf import _training
+
+    rows = iter(values)
+    monkeypatch.setattr(_training._Watch, "measure", lambda watch: _training._Measured(*next(rows), seconds=0.0))
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A function from the name of an architecture to the folder of a tiny random checkpoint of it."""

@@ -11,7 +11,7 @@ from conftest import LABELS, TEXTS
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bertclf import _kernels, _training
+from bertclf import _kernels
 from bertclf._attention import attend
 from bertclf._budget import TokenBudget
 from bertclf._checkpoint import load_checkpoint
@@ -20,8 +20,8 @@ from bertclf._engine import Engine
 from bertclf._groups import Pattern, in_groups
 from bertclf._kernels import _with_jagged, _with_varlen, choose
 from bertclf._layout import Layout
+from bertclf._steps import Descent, LabelledTokens, Optimization, TrainingSettings, classification_loss
 from bertclf._tokens import tokenize
-from bertclf._training import LabelledTokens, TrainingSettings, classification_loss
 
 CPU = torch.device("cpu")
 LENGTHS = np.array([9, 7, 7, 3, 1])
@@ -137,7 +137,7 @@ def test_dropout_drops_its_share_and_scales_up_the_rest(kernel):
         (torch.float64, {}, in_groups),
     ],
 )
-def test_the_first_kernel_made_for_it_ischoose(ragged, dtype, changes, kernel):
+def test_the_first_kernel_made_for_it_is_chosen(ragged, dtype, changes, kernel):
     which = pattern(**changes)
     query = states(one_query=which.one_query, dtype=dtype)[0]
     assert choose(query, which) is kernel
@@ -148,7 +148,7 @@ def test_kernels_are_left_out_where_they_take_no_heads_of_this_size(ragged, size
     assert choose(states(dtype=torch.bfloat16, size=size)[0], pattern()) is kernel
 
 
-def test_more_texts_than_a_grid_has_places_goin_groups(ragged, monkeypatch):
+def test_more_texts_than_a_grid_has_places_go_in_groups(ragged, monkeypatch):
     monkeypatch.setattr(_kernels, "MOST_TEXTS", len(LENGTHS) - 1)
     assert choose(states(dtype=torch.bfloat16)[0], pattern()) is in_groups
 
@@ -340,10 +340,8 @@ def test_a_training_step_reads_nothing_back(trained_parts, name, dropout):
         epochs=1, batch_size=4, learning_rate=1e-3, lr_schedule="linear", warmup_ratio=0.0, weight_decay=0.01,
         max_grad_norm=1.0, label_smoothing=0.1,
     )  # fmt: skip
-    optimization = _training._Optimization(engine, settings, n_steps=3, compute=compute, state=None)
-    descent = _training._Descent(
-        engine, labelled, None, optimization=optimization, budget=TokenBudget(1 << 16), compute=compute
-    )
+    optimization = Optimization(engine, settings, n_steps=3, compute=compute, state=None)
+    descent = Descent(engine, labelled, None, optimization=optimization, budget=TokenBudget(1 << 16), compute=compute)
     for rows in (np.arange(4), np.arange(4, 8)):
         with ReadsNothing(), torch.random.fork_rng():
             descent.step(rows)

@@ -8,13 +8,17 @@ import common
 import grid_search
 import growth
 import latency
+import parity
 import peak_memory
 import predict_speed
 import pytest
+import techniques
 import torch
 import train_speed
 import transformers
 from conftest import LABELS, TEXTS
+
+from bertclf._engine import Engine
 
 # What other libraries warn of in their own ways of training is not for us to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -128,6 +132,56 @@ def test_a_fresh_process_has_its_own_number_of_threads(tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text("import os, sys\nprint('first')\nprint([int(os.environ['OMP_NUM_THREADS']), len(sys.argv)])\n")
     assert common.in_fresh_process(script, "--given", threads=2) == [2, 2]
+
+
+def test_each_technique_is_left_out(options: list[str], capsys: pytest.CaptureFixture[str]):
+    techniques.main([*options, "--steps=2"])
+    (table,) = tables(capsys.readouterr().out)
+    assert [table[0][0], table[-1][0]] == [techniques.ALL, techniques.NONE]
+    assert table[0][2] == "1.000"
+    assert len({row[0] for row in table}) == len(table) == 8
+
+
+def test_parts_of_batches_are_timed_on_rows_and_on_long_texts(options: list[str], capsys: pytest.CaptureFixture[str]):
+    techniques.main([*options, "--parts", "--steps=1", "--tokens", "30", "300", "--long=40"])
+    (table,) = tables(capsys.readouterr().out)
+    assert [row[:2] for row in table] == [[name, n] for name in ("rows", "40 tokens") for n in ("30", "300")]
+
+
+def test_fits_with_frozen_layers_are_timed_as_a_whole(options: list[str], capsys: pytest.CaptureFixture[str]):
+    techniques.main([*options, "--freeze"])
+    (table,) = tables(capsys.readouterr().out)
+    _, *frozen = techniques.FITS
+    assert [row[0] for row in table] == [*techniques.FITS, *(f"{name}, seen before" for name in frozen)]
+    assert table[0][2] == "1.00"
+
+
+def test_parity_shows_the_mean_of_each_way_less_ours():
+    runs = [("trec", "trainer", 0.9), ("trec", "trainer", 1.0), ("trec", "bertclf", 0.97), ("mr", "trainer", 0.8)]
+    keys = ("set", "way", "score")
+    lines = parity.table([dict(zip(keys, run, strict=True)) for run in runs]).splitlines()
+    assert lines[2:] == [
+        "| trec | trainer | 0.9500 | 0.9000 to 1.0000 | 2 | +0.0200 |",
+        "| trec | bertclf | 0.9700 | 0.9700 to 0.9700 | 1 |  |",
+        "| mr | trainer | 0.8000 | 0.8000 to 0.8000 | 1 |  |",
+    ]
+
+
+def test_without_its_engine_the_classifier_learns_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    made = []
+
+    class Noted(Engine):
+        """An engine that is listed."""
+
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
+            made.append(self)
+
+    monkeypatch.setattr(parity, "Engine", Noted)
+    for way in (parity.without_engine, parity.WAYS["bertclf"]):
+        predict = way(TEXTS, LABELS, model=checkpoint, epochs=3, seed=0)
+        assert predict(TEXTS).shape == (len(TEXTS),)
+    assert [engine.is_unpadded for engine in made] == [False]
 
 
 def test_grid_search_scores_as_by_hand(options: list[str], capsys: pytest.CaptureFixture[str]):

@@ -60,6 +60,20 @@ def test_a_failure_at_any_pass_starts_all_over(call):
     assert budget.max_tokens < 18
 
 
+def test_without_starting_over_what_was_done_is_kept():
+    work, budget = Memory(failing_calls=[3]), TokenBudget(18)
+    budget.run(LENGTHS, work)
+    assert sorted(work.done) == [*range(8)]
+
+
+def test_what_went_through_before_memory_ran_out_is_no_size_that_works():
+    budget = TokenBudget(1000)
+    budget.run(np.array([2] * 8), lambda rows: None)
+    assert budget.most_texts == 8
+    budget.run(LENGTHS, Memory(most_tokens=20))
+    assert budget.most_texts < 8
+
+
 def test_shrinking_is_told():
     told = []
     TokenBudget(1000, tell=told.append).run(LENGTHS, Memory(40))
@@ -134,8 +148,23 @@ def test_training_that_runs_out_of_memory_takes_the_same_steps(spread_checkpoint
     clf = fitted(spread_checkpoint)
     assert_same_weights(clf, whole)
     assert clf.loss_curve_ == pytest.approx(whole.loss_curve_, rel=1e-4)
-    assert clf.micro_batch_size_ == max(succeeded)
-    assert max(succeeded[failing[-1] :]) < whole.micro_batch_size_ == 7
+    since_the_last_failure = succeeded[failing[-1] - len(failing) :]
+    assert clf.micro_batch_size_ == max(since_the_last_failure) < whole.micro_batch_size_ == 7
+
+
+def test_memory_that_runs_out_on_the_way_back_leaves_no_gradient(spread_checkpoint, monkeypatch):
+    whole = fitted(spread_checkpoint)
+    calls, backward = itertools.count(1), torch.autograd.backward
+
+    def short(loss):
+        backward(loss)
+        if next(calls) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.autograd, "backward", short)
+    clf = fitted(spread_checkpoint)
+    assert_same_weights(clf, whole)
+    assert clf.micro_batch_size_ < whole.micro_batch_size_
 
 
 def test_training_on_a_text_that_never_fits_fails_with_a_remedy(spread_checkpoint, short_of_memory):

@@ -14,7 +14,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from bertclf import BertSequenceClassifier, _training
+from bertclf import BertSequenceClassifier, _steps
 
 callback = pytest.importorskip("sklearn.callback", reason="callbacks came with scikit-learn 1.9")
 
@@ -144,7 +144,7 @@ def test_a_callback_can_stop_the_training(clf, stops, epochs, steps):
 
 def test_callbacks_are_torn_down_when_the_fit_fails(clf, monkeypatch):
     recording = Recording()
-    monkeypatch.setattr(_training, "classification_loss", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(_steps, "classification_loss", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         clf.set_callbacks(recording).fit(TEXTS, LABELS)
     assert recording.hooks[-1] == ("teardown", "fit")

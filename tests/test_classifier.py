@@ -148,7 +148,7 @@ OUT_OF_RANGE = {
     "max_grad_norm": [0.0, -1.0],
     "label_smoothing": [-0.1, 1.0],
     "dropout": [-0.1, 1.0],
-    "freeze": [-1, 1.5, "embeddings", None],
+    "freeze": [-1, 1.5, "embeddings", None, True, False],
     "pooling": ["max", None],
     "max_length": [0, 12.5],
     "class_weight": ["balance", 3],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import TEXTS
+from conftest import LABELS, TEXTS
 from tiny import CONFIGS, POSITIONS, build
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -23,8 +23,8 @@ from bertclf._device import Compute
 from bertclf._dropout import Dropout, KeepMasks
 from bertclf._engine import Engine
 from bertclf._network import PooledClassifier, takes_segments
+from bertclf._steps import Descent, LabelledTokens
 from bertclf._tokens import TokenStore
-from bertclf._training import LabelledTokens, _Descent
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 UNPADDED_ARCHITECTURES = {"bert", "distilbert", "electra", "roberta", "xlm-roberta", "albert", "modernbert", "gpt2"}
@@ -144,7 +144,7 @@ class StandStill:
 def step(engine, training, rows, *, max_tokens=10_000, compute=CPU):
     """Return what the engine gives for the logits, loss and gradients of a training step."""
     still = StandStill(engine)
-    descent = _Descent(
+    descent = Descent(
         engine.train(), training, None, optimization=still, budget=TokenBudget(max_tokens), compute=compute
     )
     loss = descent.step(rows)
@@ -348,8 +348,8 @@ def test_dropout_makes_the_loss_noisy_around_that_of_torch(network_of, architect
     ours = torch.cat([engine.logits(tokens, rows).detach() for _ in range(5)])
     errors = torch.sqrt((plain.var(dim=0) + ours.var(dim=0)) / len(plain))
     assert ((plain.mean(dim=0) - ours.mean(dim=0)).abs() < 5 * errors).all()
-    assert (0.6 < ours.std(dim=0) / plain.std(dim=0)).all()
-    assert (ours.std(dim=0) / plain.std(dim=0) < 1.6).all()
+    ratio = ours.std(dim=0) / plain.std(dim=0)  # 1.5 or so at twice the rate
+    assert ((ratio > 0.75) & (ratio < 1.3)).all()
 
 
 # The network stays what it is
@@ -512,3 +512,97 @@ def test_a_network_of_an_unknown_kind_falls_back_to_padding(encoder):
     engine = Engine(network, device=CPU.device, masks=KeepMasks(0), token_ids=used)
     rows = np.array([2, 0, 1])
     assert_agrees(step(engine, training, rows), plain_step(network, training, rows), used=used)
+
+
+def bare(name, head="SequenceClassification", **settings):
+    """Return a random network without a tokenizer, and labelled random tokens for it."""
+    shared = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
+    shared |= {"intermediate_size": 32, "pad_token_id": 0, "initializer_range": 0.3, "attention_dropout": 0.0}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{name}Config")(**(shared | settings))
+        network = getattr(transformers, f"{name}For{head}")(config).eval()
+    generator = np.random.default_rng(0)
+    ids = generator.integers(4, 40, sum(LENGTHS)).astype(np.int32)
+    tokens = TokenStore(ids, np.cumsum([0, *LENGTHS]), None)
+    return network, LabelledTokens(tokens, generator.integers(3, size=len(LENGTHS)), np.ones(len(LENGTHS), np.float32))
+
+
+def test_windows_that_stand_in_the_mask_alone_are_not_done_without():
+    settings = {"num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+    settings |= {"shared_expert_intermediate_size": 16, "max_window_layers": 2, "sliding_window": 4}
+    for is_windowed in (False, True):
+        network, training = bare("Qwen2Moe", use_sliding_window=is_windowed, **settings)
+        engine = Engine(network, device=CPU.device)
+        assert engine.is_unpadded != is_windowed
+        assert (engine.why_padded is not None) == is_windowed
+        assert_agrees(
+            step(engine, training, np.arange(len(LENGTHS))), plain_step(network, training, np.arange(len(LENGTHS)))
+        )
+
+
+@pytest.mark.parametrize("name", ["Qwen2", "Mistral"])
+def test_windows_that_layers_tell_of_are_followed(name):
+    network, training = bare(
+        name, num_key_value_heads=1, sliding_window=4, use_sliding_window=True, max_window_layers=0
+    )
+    engine = Engine(network, device=CPU.device)
+    assert engine.is_unpadded
+    rows = np.arange(len(LENGTHS))
+    assert_agrees(step(engine, training, rows), plain_step(network, training, rows))
+
+
+def test_all_tokens_are_computed_where_first_ones_alone_can_not_be():
+    network, training = bare(
+        "Esm",
+        position_embedding_type="rotary",
+        mask_token_id=1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    engine = Engine(network, device=CPU.device)
+    assert engine.is_unpadded
+    rows = np.arange(len(LENGTHS))
+    assert_agrees(step(engine, training, rows), plain_step(network, training, rows))
+
+
+def test_why_texts_are_padded_is_told(checkpoints, capsys):
+    for name in ("bert", "mpnet"):
+        BertSequenceClassifier(checkpoints(name), epochs=1, verbose=1).fit(TEXTS[:4], list("abab"))
+        assert ("texts are padded: " in capsys.readouterr().out) == (name == "mpnet")
+
+
+# Casts
+
+
+def test_a_cast_made_for_frozen_layers_keeps_no_gradient_from_the_others():
+    """What frozen layers are run with, and trained layers use as well, is cast for each of them."""
+    network, training = bare("OPT", word_embed_proj_dim=8, ffn_dim=32, dropout=0.0, do_layer_norm_before=False)
+    for weight in network.model.decoder.layers[0].parameters():
+        weight.requires_grad_(False)
+    compute, rows = replace(CPU, dtype=torch.bfloat16), np.arange(len(LENGTHS))
+    engine = Engine(network, device=CPU.device, frozen=1)
+    assert engine.has_states
+    with compute.autocast():
+        engine.states(training.tokens, rows)
+        engine.logits(training.tokens, rows, states=engine.states(training.tokens, rows)).sum().backward()
+    assert network.model.decoder.project_out.weight.grad.abs().max() > 0
+
+
+def test_a_fit_within_autocast_of_the_caller_is_the_same(folder_of):
+    def fit():
+        clf = BertSequenceClassifier(
+            folder_of("bert"),
+            epochs=3,
+            batch_size=4,
+            learning_rate=1e-2,
+            precision="bfloat16",
+            early_stopping=True,
+            validation_fraction=0.2,
+            random_state=0,
+        )
+        return clf.fit(TEXTS, LABELS).loss_curve_
+
+    expected = fit()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fit() == expected

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numpy as np
@@ -104,6 +105,13 @@ def store_of(checkpoint, texts=TEXTS):
     return tokenize(texts, None, tokenizer=checkpoint.tokenizer, max_length=64, with_segments=False)
 
 
+def fixed_by(what, network):
+    """Return the names of the weights that `freeze` fixes."""
+    network = copy.deepcopy(network)
+    freeze(network, what)
+    return {name for name, weight in network.named_parameters() if not weight.requires_grad}
+
+
 def close(first, second, *, atol=1e-6):
     np.testing.assert_allclose(first.predict_proba(TEXTS), second.predict_proba(TEXTS), atol=atol)
 
@@ -123,15 +131,13 @@ def test_what_is_frozen_keeps_its_bits_and_the_rest_moves(checkpoints, architect
         for name in after
         if frozen == "encoder" or LOWER.search(name) or (frozen == 2 and SECOND_LAYER.search(name))
     }
-    assert {name for name, weight in after.items() if not weight.requires_grad} == expected
     assert len(expected) > 5
+    assert all(weight.requires_grad for weight in clf.model_.parameters())
     # A table may have grown by a padding token.
     assert not [name for name in expected if not torch.equal(before[name], after[name][: len(before[name])])]
     matrices = {name for name in (after.keys() & before.keys()) - expected if after[name].ndim > 1}
     assert bool(matrices) == (frozen == 1 or (frozen == 2 and architecture == "bert"))
     assert not [name for name in matrices if torch.equal(before[name], after[name])]
-    head = [weight for name, weight in clf.model_.named_parameters() if name.startswith(("classifier.", "score."))]
-    assert all(weight.requires_grad for weight in head)
 
 
 @every_architecture
@@ -144,7 +150,7 @@ def test_gradients_equal_those_of_the_plain_padded_network(checkpoints, architec
     expected = cross_entropy(plain(**batch).logits, TARGETS)
     expected.backward()
     engine = Engine(checkpoint.network, device=CPU, frozen=frozen).train()
-    assert engine.has_states == (architecture not in PADDED)
+    assert engine.has_states == (architecture not in PADDED or frozen == "encoder")
     for states in [None, engine.states(store, rows)] if engine.has_states else [None]:
         loss = cross_entropy(engine.logits(store, rows, states=states), TARGETS)
         loss.backward()
@@ -195,7 +201,11 @@ def test_layers_above_what_is_frozen_keep_their_numbers(frozen):
 
 @pytest.mark.parametrize(
     ("architecture", "frozen", "has"),
-    [("bert", 3, "a bert with 2 layers"), ("gpt2", 99, "a gpt2 with 2 layers"), ("albert", 1, "they share weights")],
+    [
+        ("bert", 3, "a bert with 2 layers"),
+        ("gpt2", 99, "a gpt2 with 2 layers"),
+        ("albert", 1, "no single list of layers"),
+    ],
 )
 def test_more_layers_than_there_are_can_not_be_frozen(checkpoints, architecture, frozen, has):
     clf = BertSequenceClassifier(checkpoints(architecture), freeze=frozen)
@@ -215,8 +225,10 @@ def test_values_of_numpy_freeze_as_those_of_python_do(clf, value, folder, encode
 # What is kept
 
 
-@pytest.mark.parametrize("frozen", [1, "encoder"])
-@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+@pytest.mark.parametrize(
+    ("architecture", "frozen"),
+    [("bert", 1), ("gpt2", 1), ("bert", "encoder"), ("gpt2", "encoder"), ("mpnet", "encoder"), ("albert", "encoder")],
+)
 def test_states_may_be_kept_computed_anew_or_looked_up(checkpoints, architecture, frozen, folder, monkeypatch, encoded):
     model = checkpoints(architecture)
     clf = BertSequenceClassifier(
@@ -385,7 +397,7 @@ def test_what_is_frozen_may_change_from_part_to_part(clf, folder, memory):
         after = dict(clf.model_.named_parameters())
         moved = {name for name, weight in before.named_parameters() if not torch.equal(weight, after[name])}
         assert {"classifier.weight", "classifier.bias"} <= moved
-        assert moved <= {name for name, weight in after.items() if weight.requires_grad}
+        assert moved.isdisjoint(fixed_by(frozen, before))
     assert [row["epoch"] for row in clf.history_] == [1, 2, 3, 4, 5, 6]
 
 
@@ -394,7 +406,7 @@ def test_a_warm_start_freezes_the_weights_as_they_are(clf, folder, memory):
     clf.set_params(freeze=0, warm_start=True, memory=folder if memory else None).fit(TEXTS, LABELS)
     trained = copy.deepcopy(clf.model_)
     clf.set_params(freeze=1).fit(TEXTS, LABELS)
-    frozen = [name for name, weight in clf.model_.named_parameters() if not weight.requires_grad]
+    frozen = fixed_by(1, trained)
     assert frozen
     assert all(torch.equal(trained.get_parameter(name), clf.model_.get_parameter(name)) for name in frozen)
     again = pickle.loads(pickle.dumps(clf)).set_params(freeze=0).fit(TEXTS, LABELS)
@@ -426,11 +438,17 @@ def test_a_fit_without_a_folder_warns_and_learns_the_same(clf, folder):
         close(clf, expected)
 
 
-def test_another_memory_after_the_fit_changes_no_answer(clf, folder, tmp_path):
+def test_another_memory_after_the_fit_changes_no_answer_and_the_first_is_left_alone(clf, folder, tmp_path):
     expected = clf.set_params(memory=folder).fit(TEXTS, LABELS).predict_proba(TEXTS)
-    for memory in (None, tmp_path / "another"):
+    size = (folder / FILE_NAME).stat().st_size
+    another = tmp_path / "another"
+    for memory in (None, another):
         clf.set_params(memory=memory, freeze=0)
         np.testing.assert_allclose(clf.predict_proba(TEXTS), expected, atol=1e-6)
+        clf.predict_proba([text * 20 for text in TEXTS])
+    assert (folder / FILE_NAME).stat().st_size == size
+    with sqlite3.connect(another / FILE_NAME) as file:  # tokens, and states of one layer
+        assert file.execute("SELECT count(*) FROM kept").fetchone() == (4 * len(TEXTS),)
 
 
 def test_another_network_after_the_fit_is_not_taken_for_the_frozen_one(clf, folder):
@@ -438,3 +456,36 @@ def test_another_network_after_the_fit_is_not_taken_for_the_frozen_one(clf, fold
     other = clone(clf).set_params(freeze=0, learning_rate=0.1).fit(TEXTS, LABELS)
     clf.model_ = other.model_
     close(clf, other)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("Bart", (2, 2)), ("Bart", (3, 1)), ("T5", (2, 2))])
+def test_layers_of_two_stacks_can_not_be_counted(name, layers):
+    encoder_layers, decoder_layers = layers
+    sizes = {"vocab_size": 40, "d_model": 16, "d_ff": 32, "num_heads": 2, "d_kv": 8, "num_labels": 2}
+    sizes |= {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers, "eos_token_id": 2}
+    sizes |= {"num_layers": encoder_layers, "num_decoder_layers": decoder_layers, "decoder_start_token_id": 2}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    network = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+    if layers[0] == layers[1]:
+        with pytest.raises(ValueError, match=r"has, a .* with no single list of layers.*pass 'encoder'"):
+            freeze(network, 1)
+    else:
+        freeze(network, 1)
+        assert {name.split(".")[3] for name, _ in network.named_parameters() if "layers" in name} == {"0", "1", "2"}
+        assert not any(weight.requires_grad for weight in network.model.encoder.layers[0].parameters())
+        assert all(weight.requires_grad for weight in network.model.encoder.layers[1].parameters())
+    freeze(network, "encoder")
+    assert all(weight.requires_grad == ("classification_head" in name) for name, weight in network.named_parameters())
+
+
+@pytest.mark.parametrize(("architecture", "frozen"), [("bert", 0), ("bert", 1), ("bert", "encoder"), ("mpnet", 0)])
+def test_threads_that_predict_at_once_get_what_one_gets(checkpoints, folder, architecture, frozen):
+    clf = BertSequenceClassifier(checkpoints(architecture), epochs=1, freeze=frozen, memory=folder, random_state=0)
+    clf.fit(TEXTS, LABELS)
+    batches = [[f"{text} " * (1 + (row + shift) % 5) for row, text in enumerate(TEXTS)] for shift in range(5)]
+    expected = [clone(clf).fit(TEXTS, LABELS).set_params(memory=None).predict_proba(texts) for texts in batches]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(clf.predict_proba, batches * 4))
+    for number, answer in enumerate(answers):
+        np.testing.assert_allclose(answer, expected[number % len(batches)], atol=1e-6)

@@ -102,7 +102,7 @@ def test_the_random_state_comes_back_from_an_interrupted_fit(checkpoint, monkeyp
         raise KeyboardInterrupt
 
     state = torch.get_rng_state()
-    monkeypatch.setattr("bertclf._training.classification_loss", interrupt)
+    monkeypatch.setattr("bertclf._steps.classification_loss", interrupt)
     clf = BertSequenceClassifier(checkpoint, epochs=1, random_state=0)
     with pytest.raises(KeyboardInterrupt):
         clf.fit(TEXTS, LABELS)

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, TEXTS
+from conftest import LABELS, TEXTS, measuring
 from sklearn.base import clone
 from sklearn.metrics import f1_score, log_loss, make_scorer, roc_auc_score
 from sklearn.utils.class_weight import compute_sample_weight
@@ -28,12 +28,6 @@ def clf(checkpoint):
     return BertSequenceClassifier(checkpoint, epochs=2, batch_size=8, learning_rate=1e-2, random_state=0)
 
 
-def losing(monkeypatch, values):
-    """Make the validation loss of each epoch, and its score, what `values` says."""
-    rows = iter(values)
-    monkeypatch.setattr(_training, "_measure", lambda *args, **kwargs: next(rows))
-
-
 # Early stopping
 
 
@@ -47,7 +41,7 @@ def test_early_stopping_keeps_the_weights_of_the_epoch_with_the_lowest_loss(clf,
         kept.append({name: weight.clone() for name, weight in network.state_dict().items()})
 
     monkeypatch.setattr(_training._BestWeights, "see", see)
-    losing(monkeypatch, [(0.9, 0.1), (0.5, 0.3), (0.6, 0.9), (0.5, 0.2), (0.7, 0.4), (0.1, 1.0)])
+    measuring(monkeypatch, [(0.9, 0.1), (0.5, 0.3), (0.6, 0.9), (0.5, 0.2), (0.7, 0.4), (0.1, 1.0)])
     clf.fit(MANY, NOISY)
 
     assert clf.n_iter_ == len(clf.history_) == 5
@@ -61,7 +55,7 @@ def test_early_stopping_keeps_the_weights_of_the_epoch_with_the_lowest_loss(clf,
 
 def test_early_stopping_watches_the_score_where_one_is_named(clf, monkeypatch):
     clf.set_params(epochs=10, early_stopping=True, n_iter_no_change=2, scoring="f1_macro")
-    losing(monkeypatch, [(0.9, 0.1), (0.5, 0.3), (0.6, 0.9), (0.4, np.nan), (0.7, 0.9), (0.1, 1.0)])
+    measuring(monkeypatch, [(0.9, 0.1), (0.5, 0.3), (0.6, 0.9), (0.4, np.nan), (0.7, 0.9), (0.1, 1.0)])
     clf.fit(MANY, NOISY)
 
     assert clf.n_iter_ == 5
@@ -69,7 +63,7 @@ def test_early_stopping_watches_the_score_where_one_is_named(clf, monkeypatch):
 
 
 def test_early_stopping_without_a_stop_keeps_the_best_of_all_epochs(clf, monkeypatch):
-    losing(monkeypatch, [(0.5, 0.8), (0.9, 0.1)])
+    measuring(monkeypatch, [(0.5, 0.8), (0.9, 0.1)])
     assert clf.set_params(early_stopping=True).fit(MANY, NOISY).n_iter_ == 2
     assert clf.best_validation_score_ == 0.8
 

@@ -8,10 +8,12 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import joblib
@@ -158,6 +160,42 @@ def test_processes_make_nothing_twice(memory: TextMemory, start: Callable[..., s
         made.update(bytes.fromhex(key) for key in json.loads(process.stdout.readline()))
     assert made == Counter(KEYS[:900])
     assert not ask(memory, KEYS[:900])
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer of the system")
+def test_waiting_for_the_file_can_be_interrupted(memory: TextMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(Exception):
+        """Raised by the signal."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    ask(memory, KEYS[:1])
+    earlier = signal.signal(signal.SIGALRM, interrupt)
+    holder = sqlite3.connect(memory.folder / FILE_NAME, isolation_level=None)
+    try:
+        holder.execute("BEGIN IMMEDIATE")
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        start = time.monotonic()
+        with pytest.raises(Interrupted):
+            ask(memory, KEYS[:2])
+        assert time.monotonic() - start < 30
+    finally:
+        signal.signal(signal.SIGALRM, earlier)
+        holder.close()
+    assert ask(memory, KEYS[:2]) == Counter(KEYS[1:2])
+
+
+def test_a_file_that_stays_locked_is_given_up_with_a_warning(
+    memory: TextMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_memory, "SECONDS_TO_WAIT", 0.1)
+    monkeypatch.setattr(_memory, "SECONDS_AT_ONCE", 0.05)
+    ask(memory, KEYS[:1])
+    with closing(sqlite3.connect(memory.folder / FILE_NAME, isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.warns(UserWarning, match="can't be used, so nothing is kept there: database is locked"):
+            assert ask(memory, KEYS[:2]) == Counter(KEYS[:2])
 
 
 def test_a_process_killed_while_it_makes_leaves_all_as_it_was(

@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import LABELS, TEXTS
+from conftest import LABELS, TEXTS, measuring
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
-from bertclf import BertSequenceClassifier, _training
+from bertclf import BertSequenceClassifier, _steps, _training
 from bertclf._callbacks import Silence
 from bertclf._checkpoint import load_checkpoint
 from bertclf._classifier import BertSequenceClassifier as Classifier
 from bertclf._device import Compute
 from bertclf._engine import Engine
+from bertclf._steps import LabelledTokens, TrainingSettings, classification_loss, make_optimizer
 from bertclf._tasks import Task
 from bertclf._tokens import tokenize
-from bertclf._training import LabelledTokens, TrainingSettings, Validation, classification_loss, make_optimizer, train
+from bertclf._training import Validation, train
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 SCHEDULES = sorted(next(iter(Classifier._parameter_constraints["lr_schedule"])).options)
@@ -90,6 +91,14 @@ def trained(loaded, training=None, *, validation=None, compute=CPU, goes_on=Fals
     )
 
 
+def watched(loaded):
+    return Validation(labelled(loaded), lambda logits: 0.5)
+
+
+def with_score_watched(loaded, **changes):
+    return trained(loaded, validation=watched(loaded), watches_loss=False, **changes)
+
+
 @pytest.fixture
 def rates(monkeypatch):
     """The learning rate of each step taken."""
@@ -121,7 +130,7 @@ def test_every_schedule_of_transformers_is_offered():
 
 
 def test_a_schedule_that_an_older_transformers_lacks_is_named(checkpoint, monkeypatch):
-    monkeypatch.setattr(_training, "SchedulerType", [transformers.SchedulerType.LINEAR])
+    monkeypatch.setattr(_steps, "SchedulerType", [transformers.SchedulerType.LINEAR])
     with pytest.raises(ValueError, match=r"lr_schedule='cosine' is not in the installed transformers, .*\['linear'\]"):
         BertSequenceClassifier(checkpoint, lr_schedule="cosine").fit(TEXTS, LABELS)
 
@@ -135,10 +144,10 @@ def test_every_schedule_trains(spread, rates, schedule):
 
 
 def test_the_rate_falls_on_a_plateau_of_the_validation_loss(loaded, rates, monkeypatch):
-    monkeypatch.setattr(_training, "_measure", lambda *args, **kwargs: (1.0, 0.5))
+    measuring(monkeypatch, [(1.0, 0.5)] * 13)
     run(
         loaded,
-        validation=Validation(labelled(loaded), lambda logits: 0.5),
+        validation=watched(loaded),
         lr_schedule="reduce_lr_on_plateau",
         epochs=13,
         batch_size=len(TEXTS),
@@ -232,7 +241,7 @@ def test_the_history_weighs_the_incomplete_batch_by_its_texts(loaded, monkeypatc
         return logits.sum() * 0 + value
 
     sizes = []
-    monkeypatch.setattr(_training, "classification_loss", constant_loss)
+    monkeypatch.setattr(_steps, "classification_loss", constant_loss)
     history = run(loaded, epochs=1, batch_size=4)
     expected = sum(size * value for size, value in zip(sizes, [1.0, 1.0, 1.0, 8.0], strict=True)) / len(TEXTS)
     assert history[0]["training_loss"] == pytest.approx(expected)
@@ -241,13 +250,13 @@ def test_the_history_weighs_the_incomplete_batch_by_its_texts(loaded, monkeypatc
 @pytest.mark.parametrize(("bad_step", "epoch", "step"), [(1, 1, 1), (6, 2, 2)])
 def test_a_loss_that_is_not_finite_names_epoch_step_and_rate(loaded, monkeypatch, bad_step, epoch, step):
     calls = iter(range(1, 100))
-    compute_loss = _training.classification_loss
+    compute_loss = _steps.classification_loss
 
     def failing(*args, **kwargs):
         loss = compute_loss(*args, **kwargs)
         return loss * math.nan if next(calls) == bad_step else loss
 
-    monkeypatch.setattr(_training, "classification_loss", failing)
+    monkeypatch.setattr(_steps, "classification_loss", failing)
     message = rf"training loss is nan in step {step} of epoch {epoch}, at a learning rate of 0.001. Lower learning_rate"
     with pytest.raises(FloatingPointError, match=message):
         run(loaded, lr_schedule="constant")
@@ -261,14 +270,14 @@ def test_a_long_epoch_is_stopped_at_the_next_check(loaded, monkeypatch):
         calls.append(len(calls) + 1)
         return logits.sum() * (math.inf if len(calls) == 3 else 1.0)
 
-    monkeypatch.setattr(_training, "classification_loss", failing)
+    monkeypatch.setattr(_steps, "classification_loss", failing)
     with pytest.raises(FloatingPointError, match="in step 3 of epoch 1"):
         run(loaded, batch_size=2)
     assert calls == [1, 2, 3, 4]
 
 
 def test_weights_ruined_by_the_last_step_are_told(loaded):
-    with pytest.raises(FloatingPointError, match=r"is not finite after the last step|training loss is"):
+    with pytest.raises(FloatingPointError, match="is not finite after the last step"):
         run(loaded, epochs=1, batch_size=len(TEXTS), learning_rate=1e38, max_grad_norm=None, lr_schedule="constant")
 
 
@@ -370,30 +379,27 @@ def test_a_callback_that_asks_to_stop_ends_the_tasks_of_its_kind(loaded, rates, 
 
 def test_a_failed_batch_is_not_told_as_ended(loaded, monkeypatch):
     context = Recorder()
-    monkeypatch.setattr(_training, "classification_loss", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(_steps, "classification_loss", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(loaded, task=Task(context, {}, device=CPU.device))
     assert not [line for line in context.record if line.startswith("end")]
 
 
 def test_a_score_that_is_no_number_is_as_bad_as_can_be(loaded, monkeypatch):
-    rows = iter([(0.5, math.nan), (0.9, 0.1), (0.4, math.nan)])
-    monkeypatch.setattr(_training, "_measure", lambda *args, **kwargs: next(rows))
-    assert trained(loaded, epochs=3, n_iter_no_change=3, watches_loss=False).best_epoch == 2
+    measuring(monkeypatch, [(0.5, math.nan), (0.9, 0.1), (0.4, math.nan)])
+    assert with_score_watched(loaded, epochs=3, n_iter_no_change=3).best_epoch == 2
 
 
 def test_scores_that_are_never_a_number_are_told_and_the_loss_is_watched(loaded, monkeypatch):
-    rows = iter([(0.5, math.nan), (0.4, math.nan), (0.6, math.nan)])
-    monkeypatch.setattr(_training, "_measure", lambda *args, **kwargs: next(rows))
+    measuring(monkeypatch, [(0.5, math.nan), (0.4, math.nan), (0.6, math.nan)])
     with pytest.warns(UserWarning, match=r"scoring gave NaN after every epoch.*lowest validation loss, 2"):
-        assert trained(loaded, epochs=3, n_iter_no_change=3, watches_loss=False).best_epoch == 2
+        assert with_score_watched(loaded, epochs=3, n_iter_no_change=3).best_epoch == 2
 
 
 def test_among_equal_scores_the_lowest_loss_is_the_best(loaded, monkeypatch):
     """Accuracy stands still on few texts while the network still learns: that is no reason to stop."""
-    rows = iter([(0.9, 0.5), (0.8, 0.5), (0.7, 0.5), (0.75, 0.5), (0.6, 0.4)])
-    monkeypatch.setattr(_training, "_measure", lambda *args, **kwargs: next(rows))
-    answer = trained(loaded, epochs=9, n_iter_no_change=2, watches_loss=False)
+    measuring(monkeypatch, [(0.9, 0.5), (0.8, 0.5), (0.7, 0.5), (0.75, 0.5), (0.6, 0.4)])
+    answer = with_score_watched(loaded, epochs=9, n_iter_no_change=2)
     assert (len(answer.history), answer.best_epoch) == (5, 3)
 
 
@@ -402,7 +408,7 @@ def test_the_scale_of_float16_gradients_goes_on_with_the_optimiser(loaded):
     compute = Compute(torch.device("cpu"), torch.float16)
     first = trained(loaded, compute=compute, epochs=1, goes_on=True)
     state = {name: value.clone() for name, value in first.optimizer_state.items()}
-    scale = f"{_training.SCALER}:scale"
+    scale = f"{_steps.SCALER}:scale"
     assert state[scale] == 65536
     state[scale] /= 1024
     second = trained(loaded, compute=compute, epochs=1, goes_on=True, state=state)

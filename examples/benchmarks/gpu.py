@@ -39,7 +39,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 
 from minilm import PACKAGE, minilm_folder
 
-from bertclf import BertSequenceClassifier, _kernels, _training
+from bertclf import BertSequenceClassifier, _kernels
 from bertclf._budget import TokenBudget
 from bertclf._checkpoint import load_checkpoint
 from bertclf._device import Compute, choose_compute
@@ -47,8 +47,8 @@ from bertclf._engine import Engine
 from bertclf._groups import Pattern, in_groups
 from bertclf._kernels import _with_jagged, _with_varlen
 from bertclf._layout import Layout
+from bertclf._steps import Descent, LabelledTokens, Optimization, TrainingSettings, classification_loss
 from bertclf._tokens import tokenize
-from bertclf._training import LabelledTokens, TrainingSettings, classification_loss
 
 TESTS = Path(__file__).resolve().parents[2] / "tests"
 BATCH_SIZE, LEARNING_RATE, LONGEST = 32, 5e-5, 128
@@ -403,8 +403,8 @@ def training_step_waits_for_nothing(place):
             )
             compute = place.compute(dtype)
             engine = Engine(checkpoint.network, device=place.device).train()
-            optimization = _training._Optimization(engine, settings, n_steps=4, compute=compute, state=None)
-            descent = _training._Descent(
+            optimization = Optimization(engine, settings, n_steps=4, compute=compute, state=None)
+            descent = Descent(
                 engine, labelled, None, optimization=optimization, budget=TokenBudget(1 << 16), compute=compute
             )
             for step in range(4):

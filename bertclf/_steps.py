@@ -1,0 +1,272 @@
+"""Steps down the gradient: the loss, its gradient in as many parts as memory asks for, clipping, AdamW, schedule."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+from transformers import SchedulerType, get_scheduler
+
+from bertclf._batches import to_device
+from bertclf._budget import TokenBudget
+from bertclf._device import Compute, forget_casts
+from bertclf._engine import Engine
+from bertclf._frozen import FrozenStates
+from bertclf._tokens import TokenStore
+
+# Schedules that look at the loss, once an epoch; all others count steps.
+LOSS_SCHEDULES = {"reduce_lr_on_plateau", "greedy"}
+
+# What transformers asks for and has no default of: a floor of a tenth of the peak, and the last tenth for the decay
+# (Hägele et al. (2024), "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations": 10 to 20 %).
+FLOOR, DECAY_SHARE = 0.1, 0.1
+
+# State of an optimiser by name of weight and quantity, such as "classifier.bias:exp_avg".
+OptimizerState = dict[str, torch.Tensor]
+SCALER = "gradient scaler"
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train; the names are those of the classifier's parameters, all resolved to numbers.
+
+    `n_iter_no_change` is None without early stopping; `watches_loss` tells whether early stopping looks at the
+    validation loss or at the validation score.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    lr_schedule: str
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float | None
+    label_smoothing: float
+    freeze: int | str = 0
+    n_iter_no_change: int | None = None
+    watches_loss: bool = True
+
+
+@dataclass(frozen=True)
+class LabelledTokens:
+    """Tokens with the targets of each text and its weight in the loss, which is one in the mean.
+
+    Targets are the positions of classes, int64 of shape (n_texts,), or of many labels a float32 matrix of zeros and
+    ones, of shape (n_texts, n_labels). Weights are float32, of the same shape.
+    """
+
+    tokens: TokenStore
+    targets: npt.NDArray[np.int64] | npt.NDArray[np.float32]
+    weights: npt.NDArray[np.float32]
+
+
+def make_optimizer(weights: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """Return AdamW in one fused kernel, with decay on matrices alone: biases and norms are vectors."""
+    weights = list(weights)
+    matrices = [weight for weight in weights if weight.ndim > 1]
+    vectors = [weight for weight in weights if weight.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+def classification_loss(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, *, label_smoothing: float
+) -> torch.Tensor:
+    """Return the mean of weight times cross-entropy, in float32.
+
+    Of targets in one dimension it is the cross-entropy of the softmax, a mean over the texts; of an indicator matrix
+    that of the sigmoid of each logit, a mean over texts and labels, where smoothing spreads over yes and no.
+    """
+    logits = logits.float()
+    if targets.ndim == 2:
+        smooth = targets * (1 - label_smoothing) + label_smoothing / 2
+        losses = binary_cross_entropy_with_logits(logits, smooth, reduction="none")
+    else:
+        losses = cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+    return (losses * weights).mean()
+
+
+class Optimization:
+    """AdamW, the course of its learning rate, and the clipping and scaling of gradients."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: TrainingSettings,
+        *,
+        n_steps: int,
+        compute: Compute,
+        state: OptimizerState | None,
+    ) -> None:
+        self.engine = engine
+        self.weights = engine.named_parameters()
+        self.label_smoothing = settings.label_smoothing
+        self.max_grad_norm = settings.max_grad_norm
+        self.looks_at_loss = settings.lr_schedule in LOSS_SCHEDULES
+        self.optimizer = make_optimizer(
+            self.weights.values(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.shrinkage = 1.0
+        self.scaler = compute.gradient_scaler()
+        self._remember(state or {})
+        self.schedule = _make_schedule(self.optimizer, settings, n_steps=n_steps)
+
+    @property
+    def state(self) -> OptimizerState:
+        """What AdamW remembers, by name of weight and quantity, and with float16 the scale of the loss."""
+        remembered = {
+            f"{name}:{quantity}": value
+            for name, weight in self.weights.items()
+            for quantity, value in self.optimizer.state.get(weight, {}).items()
+        }
+        return remembered | {
+            f"{SCALER}:{name}": torch.tensor(value, dtype=torch.float64)
+            for name, value in self.scaler.state_dict().items()
+        }
+
+    def _remember(self, state: OptimizerState) -> None:
+        """Take up a copy of what AdamW and the scaler remembered."""
+        weights = self.weights
+        scaler = self.scaler.state_dict()
+        for key, value in state.items():
+            name, quantity = key.rsplit(":", 1)
+            if name == SCALER:
+                scaler |= {quantity: type(scaler[quantity])(value.item())} if quantity in scaler else {}
+            elif name in weights:  # others were frozen since
+                self.optimizer.state[weights[name]][quantity] = value.to(weights[name].device, copy=True)
+        if scaler:
+            self.scaler.load_state_dict(scaler)
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def add_gradient(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a loss to that of the step to come."""
+        torch.autograd.backward(self.scaler.scale(loss))
+
+    def forget_gradient(self) -> None:
+        """Drop the gradient that was added up."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Move the weights down the gradient."""
+        self.scaler.unscale_(self.optimizer)
+        if self.max_grad_norm is not None:
+            self._clip(self.max_grad_norm)
+        # Weight decay of AdamW, which also meets weights that are stood in for.
+        self.shrinkage *= 1 - self.learning_rate * self.optimizer.param_groups[0]["weight_decay"]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.forget_gradient()
+        if not self.looks_at_loss:
+            self.schedule.step()
+
+    def _clip(self, max_norm: float) -> None:
+        """Have gradients scaled down to the largest norm allowed.
+
+        The fused step divides gradients by `grad_scale` as it reads them, which saves a pass over all of them. With
+        float16 that place is taken by the scale of the loss.
+        """
+        if self.scaler.is_enabled():
+            clip_grad_norm_(self.weights.values(), max_norm)
+            return
+        norm = get_total_norm([weight.grad for weight in self.weights.values() if weight.grad is not None])
+        self.optimizer.grad_scale = (norm / max_norm).clamp(min=1)  # type: ignore[attr-defined]
+
+    def put_back(self) -> None:
+        """Write weights that others stand in for into the network."""
+        self.engine.put_back(shrinkage=self.shrinkage)
+        self.shrinkage = 1.0
+
+    def end_epoch(self, loss: float) -> None:
+        """Tell a schedule that looks at the loss what it was."""
+        if self.looks_at_loss:
+            self.schedule.step(loss)
+
+
+class Descent:
+    """Steps down the gradient of the mean loss of a batch, computed in as many parts as memory asks for."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        training: LabelledTokens,
+        states: FrozenStates | None,
+        *,
+        optimization: Optimization,
+        budget: TokenBudget,
+        compute: Compute,
+    ) -> None:
+        self.engine = engine
+        self.training = training
+        self.states = states
+        self.optimization = optimization
+        self.budget = budget
+        self.compute = compute
+
+    def step(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Take a step on one batch of texts; return its loss before the step, on the device."""
+        losses: list[torch.Tensor] = []
+
+        def add_part(positions: npt.NDArray[np.int64]) -> None:
+            """Add the share that some of the texts have in the gradient."""
+            loss = self._loss(rows[positions]) * (len(positions) / len(rows))
+            with self.compute.autocast(enabled=False):
+                self.optimization.add_gradient(loss)
+            losses.append(loss.detach())
+
+        def start_over() -> None:
+            """Forget the parts."""
+            self.optimization.forget_gradient()
+            losses.clear()
+
+        forget_casts()
+        with self.compute.autocast():  # around all parts, so that each weight is cast once
+            self.budget.run(self.training.tokens.lengths[rows], add_part, start_over=start_over)
+        self.optimization.step()
+        return torch.stack(losses).sum()
+
+    def _loss(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return the mean loss of some texts."""
+        return classification_loss(
+            self.engine.logits(
+                self.training.tokens, rows, states=None if self.states is None else self.states.of(rows)
+            ),
+            to_device(self.training.targets[rows], self.compute.device),
+            to_device(self.training.weights[rows], self.compute.device),
+            label_smoothing=self.optimization.label_smoothing,
+        )
+
+
+def check_schedule(name: str) -> None:
+    """Raise a ValueError if the installed transformers doesn't have a schedule: the newest ones came after 5.3."""
+    known = sorted(schedule.value for schedule in SchedulerType)
+    if name not in known:
+        raise ValueError(
+            f"lr_schedule={name!r} is not in the installed transformers, which has {known}. Choose one of these, or "
+            "update transformers."
+        )
+
+
+def _make_schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings, *, n_steps: int) -> Any:
+    """Return the learning-rate schedule over exactly `n_steps` steps; warm-up is rounded up, as in `Trainer`."""
+    needed: dict[str, dict[str, Any]] = {
+        "cosine_with_min_lr": {"min_lr_rate": FLOOR},
+        "cosine_warmup_with_min_lr": {"min_lr_rate": FLOOR},
+        "warmup_stable_decay": {"num_decay_steps": math.ceil(n_steps * DECAY_SHARE)},
+    }
+    return get_scheduler(
+        settings.lr_schedule,
+        optimizer,
+        num_warmup_steps=math.ceil(n_steps * settings.warmup_ratio),
+        num_training_steps=n_steps,
+        scheduler_specific_kwargs=needed.get(settings.lr_schedule),
+    )
