@@ -33,8 +33,8 @@ METRICS = {
 def without_engine(texts, labels, **settings):
     """Train as `ours` does, with padding, the dropout of torch and the whole table of embeddings."""
 
-    def plain(network, _training, *, compute, frozen, **_):
-        return Engine(network, device=compute.device, frozen=frozen, unpadded=False)
+    def plain(network, _training, *, settings, compute, **_):
+        return Engine(network, device=compute.device, frozen=settings.freeze, unpadded=False)
 
     with patch.object(_training, "_make_engine", plain):
         return ours(texts, labels, **settings)

@@ -10,8 +10,9 @@ once instead, on the rows and on texts of 256 tokens; `--freeze` whole fits of t
 """
 
 import copy
-import math
+import sys
 import tempfile
+import time
 from functools import partial
 from unittest.mock import patch
 
@@ -41,11 +42,11 @@ from bertclf._device import Compute
 from bertclf._dropout import KeepMasks
 from bertclf._engine import Engine
 from bertclf._network import takes_segments
+from bertclf._steps import Descent, LabelledTokens, Optimization, TrainingSettings
 from bertclf._tokens import tokenize
-from bertclf._training import MAX_PADDED_TEXTS, LabelledTokens, TrainingSettings, _Descent, _Optimization
+from bertclf._training import MAX_PADDED_TEXTS
 
-ALL, NONE = "all", "none"
-LONG = 256
+ALL, NONE = "nothing", "everything"
 FITS = {"nothing": 0, "half of the layers": "half", "the encoder": "encoder"}
 
 
@@ -73,7 +74,7 @@ def clip_apart(optimization, max_norm):
     clip_grad_norm_(optimization.weights.values(), max_norm)
 
 
-def stepper(network, training, *, max_tokens=math.inf, max_texts=None, clips_apart=False, **choices):
+def stepper(network, training, *, max_tokens=sys.maxsize, max_texts=None, clips_apart=False, **choices):
     """Return a function that takes a training step of a copy of a network on some rows, and waits for its loss."""
     network = copy.deepcopy(network)
     compute = Compute(device(), torch.float32)
@@ -88,13 +89,13 @@ def stepper(network, training, *, max_tokens=math.inf, max_texts=None, clips_apa
         label_smoothing=0.0,
     )
     engine = Engine(network, device=compute.device, **choices).train()
-    optimization = _Optimization(engine, settings, n_steps=1, compute=compute, state=None)
+    optimization = Optimization(engine, settings, n_steps=1, compute=compute, state=None)
     budget = TokenBudget(max_tokens, max_texts=max_texts)
-    descent = _Descent(engine, training, None, optimization=optimization, budget=budget, compute=compute)
+    descent = Descent(engine, training, None, optimization=optimization, budget=budget, compute=compute)
 
     def step(rows):
         if clips_apart:
-            with patch.object(_Optimization, "_clip", clip_apart):
+            with patch.object(Optimization, "_clip", clip_apart):
                 return float(descent.step(rows))
         return float(descent.step(rows))
 
@@ -102,12 +103,25 @@ def stepper(network, training, *, max_tokens=math.inf, max_texts=None, clips_apa
 
 
 def step_seconds(ways, training, *, n_steps):
-    """Return the median seconds of a step of each way on the same random batches, after one step untimed."""
+    """Time steps of all ways on the same random batches, after one step untimed, each turn in another order.
+
+    Returns
+    -------
+    dict of str to (float, float)
+        Median seconds of a step, and the median over the turns of the times that the first way took in the same turn.
+    """
     batches = list(random_batches(len(training.tokens), batch_size=BATCH_SIZE, generator=np.random.default_rng(0)))
+    names, order = list(ways), np.random.default_rng(0)
+    seconds = np.empty((n_steps, len(names)))
     for step in ways.values():
         step(batches[-1])
-    turns = {name: lambda turn, step=step: step(batches[turn % len(batches)]) for name, step in ways.items()}
-    return medians((name, seconds) for name, _, seconds in in_turn(turns, repeats=n_steps))
+    for turn in range(n_steps):
+        for number in order.permutation(len(names)):
+            start = time.perf_counter()
+            ways[names[number]](batches[turn % len(batches)])
+            seconds[turn, number] = time.perf_counter() - start
+    times = np.median(seconds / seconds[:, :1], axis=0)
+    return dict(zip(names, zip(np.median(seconds, axis=0), times, strict=True), strict=True))
 
 
 def by_technique(texts, labels, arguments):
@@ -131,25 +145,22 @@ def by_technique(texts, labels, arguments):
     report(
         f"Batches of {BATCH_SIZE} texts, {n_tokens:.1f} tokens a text, float32, medians of {arguments.steps} steps.",
         ["left out", "milliseconds a step", "times that of all"],
-        [
-            ["nothing" if name == ALL else "everything" if name == NONE else name]
-            + [f"{median * 1e3:.0f}", f"{median / seconds[ALL]:.3f}"]
-            for name, median in seconds.items()
-        ],
+        [[name, f"{median * 1e3:.0f}", f"{times:.3f}"] for name, (median, times) in seconds.items()],
     )
 
 
 def by_part(texts, labels, arguments):
     """Print the seconds of a step by the most tokens that go through the network at once."""
-    sets = {"rows": (texts, MAX_LENGTH), f"{LONG} tokens": (None, LONG)}
+    sets = {"rows": (texts, MAX_LENGTH), f"{arguments.long} tokens": (None, arguments.long)}
     rows, budgets = [], arguments.tokens
     for name, (chosen, max_length) in sets.items():
-        chosen = chosen or long_texts(texts, n_texts=2 * BATCH_SIZE, n_words=LONG)
-        network, training = tokenized(chosen, labels[: len(chosen)], model=arguments.model, max_length=max_length)
+        chosen = chosen or long_texts(texts, n_texts=2 * BATCH_SIZE, n_words=arguments.long)
+        targets = labels if len(chosen) == len(labels) else [row % 2 for row in range(len(chosen))]
+        network, training = tokenized(chosen, targets, model=arguments.model, max_length=max_length)
         choices = {"masks": KeepMasks(0), "token_ids": np.unique(training.tokens.ids)}
         ways = {budget: stepper(network, training, max_tokens=budget, **choices) for budget in budgets}
         seconds = step_seconds(ways, training, n_steps=arguments.steps)
-        rows += [[name, budget, f"{median * 1e3:.0f}"] for budget, median in seconds.items()]
+        rows += [[name, budget, f"{median * 1e3:.0f}"] for budget, (median, _) in seconds.items()]
     report(
         f"Batches of {BATCH_SIZE} texts, float32, medians of {arguments.steps} steps.",
         ["texts", "most tokens at once", "milliseconds a step"],
@@ -188,8 +199,9 @@ def main(argv=None):
     """Measure and print a table."""
     parser = parser_of(__doc__)
     parser.add_argument("--rows", type=int, default=320, help="texts to train on, always the same")
-    parser.add_argument("--steps", type=int, default=15, help="timed steps of each way")
+    parser.add_argument("--steps", type=int, default=20, help="timed turns of all ways, a step each")
     parser.add_argument("--tokens", nargs="+", type=int, default=[256, 512, 1024, 2048, 4096, 8192])
+    parser.add_argument("--long", type=int, default=256, help="tokens of the long texts of --parts")
     parser.add_argument("--parts", action="store_true", help="by the most tokens that go through the network at once")
     parser.add_argument("--freeze", action="store_true", help="by the layers that are frozen")
     arguments = parsed(parser, argv)
