@@ -125,7 +125,7 @@ def load_checkpoint(
     """
     folder = _locate(model, revision=revision, verbose=verbose)
     _refuse_foreign_code(folder)
-    with _LOADING, _quiet():
+    with _LOADING, _quiet(), torch.device("cpu"):
         config = AutoConfig.from_pretrained(folder)
         if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             raise ValueError(
@@ -163,7 +163,7 @@ def build_network(config: PretrainedConfig, pooling: str | None, weights: dict[s
     weights : dict of str to Tensor
         State of the network, without copies of tied tensors.
     """
-    with _LOADING, _quiet():
+    with _LOADING, _quiet(), torch.device("cpu"):
         if pooling is None:
             return _from_memory(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)], config, weights)
         prefix = "encoder."
@@ -171,6 +171,14 @@ def build_network(config: PretrainedConfig, pooling: str | None, weights: dict[s
         network = PooledClassifier(_from_memory(MODEL_MAPPING[type(config)], config, inner), pooling)
         network.classifier.load_state_dict({name: weights[f"classifier.{name}"] for name in ("weight", "bias")})
         return network.eval()
+
+
+def blank_network(network: Network) -> Network:
+    """Return a network of the same classes and configuration, whose weights take no memory and have no values."""
+    with _LOADING, _quiet(), torch.device("meta"):
+        if isinstance(network, PooledClassifier):
+            return PooledClassifier(type(network.encoder)(network.config), network.pooling)
+        return type(network)(network.config)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

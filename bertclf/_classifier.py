@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from bertclf._checkpoint import Checkpoint
     from bertclf._device import Compute
     from bertclf._engine import Engine
-    from bertclf._frozen import FrozenMemory
+    from bertclf._frozen import FrozenMemory, FrozenPart
     from bertclf._memory import TextMemory
     from bertclf._network import Network
     from bertclf._steps import LabelledTokens, TrainingSettings
@@ -127,8 +127,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Folder that keeps token ids, and with `freeze` the output of the fixed layers, by content of the text,
         tokenizer, length and weights: no fold and no candidate of a search tokenizes or encodes a text that another
         one has, be it to train on it or to predict. Any number of processes may share it, but on a network drive, where
-        locks may not hold. It is a file that grows, by 5 bytes a token and what `freeze` says, and holds what texts can
-        be made of again: delete it, and `set_params(memory=None)`, when the search is over. None keeps nothing.
+        locks may not hold. It is a file that grows, by 5 bytes a token, some 50 a text and what `freeze` says, and
+        holds what can be made again: delete it, and `set_params(memory=None)`, when the search is over. `clear` of a
+        `joblib.Memory` deletes it. None keeps nothing.
     warm_start : bool, default=False
         Whether `fit` goes on from the weights of the last `fit` or `partial_fit`, head included, instead of loading
         `model` anew: then `model`, `revision`, `pooling` and `dropout` are not looked at, the labels must be the same,
@@ -257,6 +258,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     }
 
     _optimizer_state: dict[str, Any] | None
+    _frozen_part: "FrozenPart | None"
 
     def __init__(
         self,
@@ -579,11 +581,12 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
 
         The classifier itself stays as it was.
         """
+        from bertclf._device import with_gradients
         from bertclf._memory import open_memory
         from bertclf._random import seeded
         from bertclf._training import Validation, train
 
-        with seeded(seed, compute.device):
+        with seeded(seed, compute.device), with_gradients():
             memory = open_memory(self.memory)
             checkpoint, training, state = self._prepared(
                 labelled, classes=classes, goes_on=goes_on, compute=compute, memory=memory
@@ -609,7 +612,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 generator=np.random.default_rng(seed),
                 task=task,
                 snapshot=snapshot,
-                frozen_memory=_frozen_memory(memory, state["_frozen_key"]),
+                frozen_memory=_frozen_memory(memory, state["_frozen_part"]),
                 goes_on=in_parts,
                 optimizer_state=self._optimizer_state if in_parts and goes_on else None,
                 verbose=bool(self.verbose),
@@ -638,7 +641,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             The attributes that predicting needs.
         """
         from bertclf._engine import Engine
-        from bertclf._frozen import key_of_frozen
+        from bertclf._frozen import FrozenPart
         from bertclf._network import freeze
         from bertclf._tokens import resolve_max_length, truncation_report
 
@@ -661,7 +664,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             "_max_length": max_length,
             "_compute": compute,
             "_engine": engine,
-            "_frozen_key": key_of_frozen(network, frozen=frozen, compute=compute) if remembers else None,
+            "_frozen_part": FrozenPart.of(network, frozen=frozen, compute=compute) if remembers else None,
             "n_features_in_": labelled.texts.n_columns,
             "feature_names_in_": labelled.texts.column_names,
         }
@@ -675,7 +678,10 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         from bertclf._memory import open_memory
 
         engine, budget, memory = self._engine_of_model(), make_budget(self._compute), open_memory(self.memory)
-        frozen_memory = _frozen_memory(memory, self._frozen_key if engine.has_states else None)
+        frozen_memory = None
+        if memory is not None and engine.has_states and self._frozen_part is not None:
+            is_as_fitted = self._frozen_part.is_in(self.model_)
+            frozen_memory = _frozen_memory(memory, self._frozen_part) if is_as_fitted else None
         parts = []
         for texts in read_in_parts(X):
             self._check_columns(X, texts)
@@ -877,7 +883,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             from bertclf._persistence import to_state
 
             del state["_compute"]
-            del state["_engine"], state["_frozen_key"]
+            del state["_engine"], state["_frozen_part"]
             state["checkpoint"] = to_state(
                 state.pop("model_"), state.pop("tokenizer_"), optimizer_state=state.pop("_optimizer_state")
             )
@@ -903,7 +909,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         self._compute.place(checkpoint.network)
         self.model_ = checkpoint.network
         self._engine = Engine(self.model_, device=self._compute.device)
-        self._frozen_key = None
+        self._frozen_part = None
         self.tokenizer_ = checkpoint.tokenizer
 
 
@@ -915,11 +921,11 @@ class _WithKnownLogits(BertSequenceClassifier):
         return self._known_logits.copy() if X is self._known_texts else super()._logits(X)
 
 
-def _frozen_memory(memory: "TextMemory | None", key: bytes | None) -> "FrozenMemory | None":
+def _frozen_memory(memory: "TextMemory | None", part: "FrozenPart | None") -> "FrozenMemory | None":
     """Return where the output of frozen layers is kept; None without a memory, or if there are none to keep."""
     from bertclf._frozen import FrozenMemory
 
-    return None if memory is None or key is None else FrozenMemory(memory, key)
+    return None if memory is None or part is None else FrozenMemory(memory, part.key)
 
 
 def _tokenized(

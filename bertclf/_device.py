@@ -66,6 +66,13 @@ def compute_after_loading(*, device: str, precision: str) -> Compute:
 
 
 @contextmanager
+def with_gradients() -> Iterator[None]:
+    """Compute with gradients, whatever mode of torch the caller is in."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
 def apart() -> Iterator[None]:
     """Compute without gradients; in training, autocast keeps no weight that it casts inside.
 

@@ -20,6 +20,9 @@ from bertclf._tokens import TokenStore
 from bertclf._trees import with_same_weights
 from bertclf._unpadded import FlatNetwork
 
+NOT_THROUGH_INTERFACE = "attention does not go through the interface of transformers, or only with a mask"
+LONGEST_REASON = 120
+
 
 class Engine:
     """Runs a network on the texts of a token store, without dropout until `train` is called.
@@ -77,7 +80,9 @@ class Engine:
         self._masks = masks
         self._pad_id: int = network.config.pad_token_id
         self._network = weakref.ref(network)
-        self._children = [(module._modules, dict(module._modules)) for module in network.modules()]
+        self._parts = [
+            (vars(module), dict(module._modules), vars(module).get("forward")) for module in network.modules()
+        ]
         self._used_rows = None if token_ids is None else _used_rows(network, token_ids)
         exchanged = _cheap_dropout(network, masks)
         if self._used_rows is not None:
@@ -114,8 +119,10 @@ class Engine:
         return {name: weight for name, weight in self._padded.named_parameters() if weight.requires_grad}
 
     def is_made_of(self, network: Network) -> bool:
-        """Tell whether this is the engine of a network, and no module of it was exchanged since."""
-        return self._network() is network and all(now == then for now, then in self._children)
+        """Tell whether this is the engine of a network, and no module or method of it was exchanged since."""
+        return self._network() is network and all(
+            now["_modules"] == modules and now.get("forward") is forward for now, modules, forward in self._parts
+        )
 
     def train(self, mode: bool = True) -> Self:
         """Turn dropout on or off, in all that is not frozen."""
@@ -214,10 +221,11 @@ class Engine:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # whatever an architecture may raise that knows nothing of flat batches
-                why_not = f"{type(error).__name__}: {error}"
+                name = "" if isinstance(error, NotImplementedError) else f"{type(error).__name__}: "
+                why_not = f"{name}{error}".partition("\n")[0][:LONGEST_REASON]
                 continue
             if not _attended_as_with_a_mask(self._padded.config.get_text_config(), layout.windows):
-                why_not = "attention does not go through the interface of transformers, or only with a mask"
+                why_not = NOT_THROUGH_INTERFACE
             elif difference.abs().max() > 1e-3 * padded.abs().max():
                 why_not = "the logits are others than with padding"
             else:

@@ -1,6 +1,7 @@
 """What the frozen part of a network makes of texts: computed once for each, and kept."""
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,23 +19,41 @@ from bertclf._tokens import TokenStore
 MAX_KEPT_BYTES = 1 << 30
 
 
-def key_of_frozen(network: Network, *, frozen: int | str, compute: Compute) -> bytes:
-    """Return what stands for the frozen part of a network, the weights without gradient, and for its precision."""
-    pooling = network.pooling if isinstance(network, PooledClassifier) else ""
-    config = {name: value for name, value in network.config.to_dict().items() if not _is_irrelevant(name)}
-    weights = [
-        key_of(name, weight.detach().cpu().numpy().tobytes())
-        for name, weight in network.named_parameters()
-        if not weight.requires_grad
-    ]
-    return key_of(
-        repr(frozen),
-        pooling,
-        json.dumps(config, sort_keys=True, default=str),
-        str(compute.dtype),
-        transformers.__version__,
-        *weights,
-    )
+@dataclass(frozen=True)
+class FrozenPart:
+    """What stands for the frozen part of a network as it was when its training began.
+
+    Attributes
+    ----------
+    key : bytes
+        Key of its weights, its settings and the precision.
+    sums : dict of str to int
+        Sum of the bits of each of its weights, by name: they change if somebody changes the weights in place.
+    """
+
+    key: bytes
+    sums: dict[str, int]
+
+    @classmethod
+    def of(cls, network: Network, *, frozen: int | str, compute: Compute) -> "FrozenPart":
+        """Describe the weights that need no gradient, and what is done with them."""
+        pooling = network.pooling if isinstance(network, PooledClassifier) else ""
+        config = {name: value for name, value in network.config.to_dict().items() if not _is_irrelevant(name)}
+        weights = {name: weight for name, weight in network.named_parameters() if not weight.requires_grad}
+        key = key_of(
+            repr(frozen),
+            pooling,
+            json.dumps(config, sort_keys=True, default=str),
+            str(compute.dtype),
+            transformers.__version__,
+            *(key_of(name, weight.detach().cpu().numpy().tobytes()) for name, weight in weights.items()),
+        )
+        return cls(key, {name: _sum_of_bits(weight) for name, weight in weights.items()})
+
+    def is_in(self, network: Network) -> bool:
+        """Tell whether a network still has these weights."""
+        weights = dict(network.named_parameters())
+        return all(name in weights and _sum_of_bits(weights[name]) == bits for name, bits in self.sums.items())
 
 
 class FrozenMemory:
@@ -45,7 +64,7 @@ class FrozenMemory:
     memory : TextMemory
         Where they are kept.
     key : bytes
-        What `key_of_frozen` returns.
+        Key of a `FrozenPart`.
     """
 
     def __init__(self, memory: TextMemory, key: bytes) -> None:
@@ -113,6 +132,11 @@ class FrozenStates:
         if self._memory is None:
             return _made(self._engine, self._store, rows)
         return self._memory.states(self._engine, self._store, rows)
+
+
+def _sum_of_bits(weight: torch.Tensor) -> int:
+    """Return the sum of a tensor, read as integers."""
+    return int(weight.detach().contiguous().view(-1).view(torch.uint8 if weight.itemsize % 4 else torch.int32).sum())
 
 
 def _is_irrelevant(name: str) -> bool:

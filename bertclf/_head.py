@@ -1,6 +1,5 @@
 """The head of a network by itself: from one vector a text to logits."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from bertclf._network import PooledClassifier, own_pooling
+from bertclf._trees import twin_of
 
 
 class Head:
@@ -37,7 +37,7 @@ class Head:
 
     def logits(self, pooled: torch.Tensor) -> torch.Tensor:
         """Return the logits of one vector a text: the head takes it for a text of one token, of whatever pooling."""
-        network: Any = copy.copy(self._network)
+        network = twin_of(self._network)
         network._modules = network._modules | {self._name_of_encoder: _Known(pooled[:, None], self._pooler)}
         one_token = torch.ones((len(pooled), 1), dtype=torch.int64, device=pooled.device)
         logits: torch.Tensor = network(input_ids=one_token, attention_mask=one_token).logits

@@ -54,7 +54,13 @@ def predict_logits(
     def fill_in(rows: npt.NDArray[np.int64]) -> None:
         """Fill in the logits of some texts."""
         known = None if states is None else states.of(rows)
-        logits[rows] = engine.logits(store, rows, states=known).float().cpu().numpy()
+        found = engine.logits(store, rows, states=known).float().cpu().numpy()
+        if found.shape[1] != logits.shape[1]:
+            raise ValueError(
+                f"model_ gives {found.shape[1]} logits a text, but there are {logits.shape[1]} classes: its head was "
+                "exchanged. Put one with as many outputs in its place, or fit again."
+            )
+        logits[rows] = found
 
     forget_casts()
     with torch.inference_mode(), compute.autocast():

@@ -135,6 +135,8 @@ def _unpacked(X: Any, name: str, first_row: int) -> Texts:
     if issparse(X):
         raise TypeError(f"{name} is a sparse {type(X).__name__}, but texts are needed. Pass the raw texts.")
     frame = nw.from_native(X, allow_series=True, pass_through=True)
+    if isinstance(frame, nw.LazyFrame):
+        raise TypeError(f"{name} is a lazy frame, but the texts themselves are needed. Pass {name}.collect().")
     if isinstance(frame, nw.DataFrame):
         columns = [frame[:, position].to_list() for position in range(frame.shape[1])]
         return _table(columns, name, names=frame.columns)
@@ -154,6 +156,9 @@ def _items(X: Any, name: str) -> list[Any]:
         return list(X.to_pylist())
     if hasattr(X, "__array__"):
         array = np.asarray(X)
+        if isinstance(X, np.ma.MaskedArray):
+            array = array.astype(object)
+            array[np.ma.getmaskarray(X)] = None
         if array.ndim not in (1, 2):
             raise ValueError(f"{name} has {array.ndim} dimensions, but texts come in 1 or 2. Pass {name}.ravel().")
         return list(array.tolist())
@@ -222,6 +227,11 @@ def _refuse_item(item: Any, where: str) -> None:
     if is_missing(item):
         raise ValueError(
             f"{where} is {described(item)}, but every text must be a str. Replace missing texts by '' or drop them."
+        )
+    if isinstance(item, Mapping):
+        raise TypeError(
+            f"{where} is {described(item)}, but every text must be a str. Convert it yourself, or if this is a row of "
+            "a Dataset pass the column that holds the texts, such as X['text']."
         )
     if isinstance(item, (bytes, bytearray)):
         raise TypeError(f"{where} is {described(item)}, but every text must be a str. Decode it first: text.decode().")

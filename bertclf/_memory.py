@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 FILE_NAME = "bertclf.sqlite"
 SCHEMA = "CREATE TABLE IF NOT EXISTS kept (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
@@ -18,6 +19,7 @@ SCHEMA = "CREATE TABLE IF NOT EXISTS kept (key BLOB PRIMARY KEY, value BLOB NOT 
 SECONDS_TO_WAIT, SECONDS_AT_ONCE = 600.0, 0.5
 
 KEYS_PER_QUERY = 500
+SEAL_BYTES = 4
 
 
 def key_of(*parts: str | bytes) -> bytes:
@@ -69,7 +71,8 @@ class TextMemory:
                         found |= _select(file, [key for key in keys if key not in found])
                         made = _made(keys, found, make)
                         found |= made
-                        file.executemany("INSERT INTO kept VALUES (?, ?)", made.items())
+                        sealed = [(key, _sealed(value)) for key, value in made.items()]
+                        file.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?)", sealed)
                         _execute(file, "COMMIT")
             except sqlite3.Error as error:
                 self._is_usable = False
@@ -95,8 +98,14 @@ class TextMemory:
 
 
 def open_memory(memory: Any) -> TextMemory | None:
-    """Return what the parameter `memory` asks for: None, a folder, or the folder of a `joblib.Memory`."""
-    location = getattr(memory, "location", None) if hasattr(memory, "cache") else memory
+    """Return what the parameter `memory` asks for: None, a folder, or a `joblib.Memory`, whose `clear` deletes it."""
+    if hasattr(memory, "cache"):
+        store = getattr(getattr(memory, "store_backend", None), "location", None)
+        location = getattr(memory, "location", None) if store is None else Path(store) / "bertclf"
+    else:
+        location = memory
+    if location == "":
+        raise ValueError("memory='' names no folder. Pass '.' for the current folder, or None to keep nothing.")
     return None if location is None else TextMemory(location)
 
 
@@ -112,11 +121,18 @@ def _made(
 
 
 def _select(file: sqlite3.Connection, keys: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the keys that are there, with their values."""
+    """Yield the keys that are there, with their values, but for values that are damaged."""
     for start in range(0, len(keys), KEYS_PER_QUERY):
         some = keys[start : start + KEYS_PER_QUERY]
         marks = ",".join("?" * len(some))
-        yield from _execute(file, f"SELECT key, value FROM kept WHERE key IN ({marks})", some)
+        for key, sealed in _execute(file, f"SELECT key, value FROM kept WHERE key IN ({marks})", some):
+            if isinstance(sealed, bytes) and _sealed(sealed[:-SEAL_BYTES]) == sealed:
+                yield key, sealed[:-SEAL_BYTES]
+
+
+def _sealed(value: bytes) -> bytes:
+    """Return a value with a checksum behind it: SQLite keeps none."""
+    return value + crc32(value).to_bytes(SEAL_BYTES, "little")
 
 
 def _execute(file: sqlite3.Connection, statement: str, values: list[bytes] | None = None) -> list[Any]:
@@ -126,5 +142,6 @@ def _execute(file: sqlite3.Connection, statement: str, values: list[bytes] | Non
         try:
             return file.execute(statement, values or []).fetchall()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            is_busy = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() > deadline:
                 raise

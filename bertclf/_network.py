@@ -144,18 +144,22 @@ def freeze(network: Network, what: int | str) -> None:
     Raises
     ------
     ValueError
-        If there are not as many layers.
+        If there are not as many layers, or they can't be told apart.
     """
     network.requires_grad_(True)
     if what == "encoder":
         encoder_of(network).requires_grad_(False)
     elif what != 0:
         layers = layers_of(network)
-        if not isinstance(what, int) or what > len(layers):
-            has = f"{len(layers)} layers" if len(layers) else "no single list of layers, each with weights of its own"
+        if not len(layers):
             raise ValueError(
-                f"freeze={what!r} is more than this checkpoint has, a {network.config.model_type} with {has}. Lower "
-                "freeze, or pass 'encoder' to train the head alone."
+                f"freeze={what!r} is not possible: the layers of this {network.config.model_type} share their weights, "
+                "or stand in more than one list. Pass 'encoder' to train the head alone, or 0 to train all."
+            )
+        if not isinstance(what, int) or what > len(layers):
+            raise ValueError(
+                f"freeze={what!r} is more than this checkpoint has, a {network.config.model_type} with {len(layers)} "
+                "layers. Lower freeze, or pass 'encoder' to train the head alone."
             )
         for weight in _weights_below(network, layers[what - 1]):
             weight.requires_grad_(False)
@@ -170,9 +174,10 @@ def _weights_below(network: Network, layer: nn.Module) -> list[nn.Parameter]:
     try:
         token_id = 0 if network.config.pad_token_id else 1
         last = network.config.get_text_config().eos_token_id  # BART and T5 refuse a text without it
-        token_ids = [[token_id, token_id if last is None else last]]
+        device = next(network.parameters()).device
+        token_ids = torch.tensor([[token_id, token_id if last is None else last]], device=device)
         with torch.enable_grad():
-            network(input_ids=torch.tensor(token_ids, device=next(network.parameters()).device))
+            network(input_ids=token_ids, attention_mask=torch.ones_like(token_ids))
     finally:
         handle.remove()
     weights = list(network.parameters())
@@ -185,10 +190,11 @@ def padding_matters(network: Network, token_ids: list[int]) -> bool:
 
     The network must be on the CPU.
     """
-    alone = torch.tensor([token_ids])
-    padded = torch.nn.functional.pad(alone, (0, len(token_ids)), value=network.config.pad_token_id)
-    mask = torch.nn.functional.pad(torch.ones_like(alone), (0, len(token_ids)))
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):  # the caller may be in autocast
+    # The caller may be in autocast, or have set another device.
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
+        alone = torch.tensor([token_ids])
+        padded = torch.nn.functional.pad(alone, (0, len(token_ids)), value=network.config.pad_token_id)
+        mask = torch.nn.functional.pad(torch.ones_like(alone), (0, len(token_ids)))
         expected = network(input_ids=alone, attention_mask=torch.ones_like(alone)).logits
         difference = (network(input_ids=padded, attention_mask=mask).logits - expected).abs().max()
     return bool(difference > 1e-3 * expected.abs().max())

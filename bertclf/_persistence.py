@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from sklearn.exceptions import InconsistentVersionWarning
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from bertclf._checkpoint import Checkpoint, build_network, load_tokenizer
+from bertclf._checkpoint import Checkpoint, blank_network, build_network, load_tokenizer
 from bertclf._network import Network, PooledClassifier
 
 
@@ -36,7 +36,13 @@ def to_state(
     """Return a network, a tokenizer and the state of an optimiser as str and bytes, wherever they were.
 
     The files of the tokenizer pass through a temporary folder, since transformers writes them to a folder only.
+
+    Raises
+    ------
+    ValueError
+        If the network has other weights than its configuration says, so that it could not be built again.
     """
+    _check_unaltered(network)
     pooling = network.pooling if isinstance(network, PooledClassifier) else None
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -61,6 +67,20 @@ def from_state(state: dict[str, Any]) -> tuple[Checkpoint, dict[str, torch.Tenso
         tokenizer = load_tokenizer(Path(folder))
     optimizer = state["optimizer"]
     return Checkpoint(network, tokenizer), None if optimizer is None else load(optimizer)
+
+
+def _check_unaltered(network: Network) -> None:
+    """Raise if a network can't be built again from its configuration and its weights."""
+    expected, found = (
+        {name: weight.shape for name, weight in each.state_dict().items()} for each in (blank_network(network), network)
+    )
+    altered = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if altered:
+        raise ValueError(
+            f"model_ can't be saved: {altered[0]} and {len(altered) - 1} more of its weights are not what its "
+            "configuration says, since modules of it were exchanged after the fit. Save model_.state_dict() with "
+            "safetensors, and exchange the modules again after loading."
+        )
 
 
 def _untied(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

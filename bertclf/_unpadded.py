@@ -23,7 +23,7 @@ from bertclf._head import Head
 from bertclf._layout import Layout
 from bertclf._network import layers_of, reserved_positions
 from bertclf._tokens import TokenStore
-from bertclf._trees import with_same_weights
+from bertclf._trees import twin_of, with_same_weights
 
 # What makes keys and values in a layer, by the names that BERT and its kin and DistilBERT give it.
 KEYS_AND_VALUES = (("key", "value"), ("k_lin", "v_lin"))
@@ -145,7 +145,9 @@ def _first_token_alone(layer: nn.Module) -> nn.Module | None:
 def _last_of_lower(layer: nn.Module) -> nn.Module:
     """Return what does as a layer does, and leaves its output with the layout."""
 
-    def forward(hidden: torch.Tensor, *others: Any, layout: Layout, **named: Any) -> Any:
+    def forward(hidden: torch.Tensor, *others: Any, layout: Layout | None = None, **named: Any) -> Any:
+        if layout is None:
+            raise NotImplementedError("layers are called without what attention would need")
         output = layer(hidden, *others, layout=layout, **named)
         layout.states = (output if isinstance(output, torch.Tensor) else output[0])[0]
         return output
@@ -164,7 +166,7 @@ def _start_of_upper(layer: nn.Module) -> nn.Module:
 
 def _with_forward(layer: nn.Module, forward: Callable[..., Any]) -> nn.Module:
     """Return a layer that looks like another and does something else."""
-    other = copy.copy(layer)
+    other = twin_of(layer)
     other.forward = forward
     return other
 
@@ -194,6 +196,6 @@ def _pool(hidden: torch.Tensor, layout: Layout, pooling: str | None) -> torch.Te
     if pooling == "last":
         return hidden.index_select(0, layout.offsets[1:] - 1)
     if pooling != "mean":
-        raise NotImplementedError(f"pooling={pooling!r}")
+        raise NotImplementedError("it pools in a way of its own")
     sums = hidden.new_zeros((len(layout.lengths), hidden.shape[1]), dtype=torch.float32)
     return sums.index_add(0, layout.text_of_token, hidden.float()) / layout.offsets.diff().unsqueeze(1)

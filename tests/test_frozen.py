@@ -200,16 +200,16 @@ def test_layers_above_what_is_frozen_keep_their_numbers(frozen):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "frozen", "has"),
+    ("architecture", "frozen", "message"),
     [
-        ("bert", 3, "a bert with 2 layers"),
-        ("gpt2", 99, "a gpt2 with 2 layers"),
-        ("albert", 1, "no single list of layers"),
+        ("bert", 3, "freeze=3 is more than this checkpoint has, a bert with 2 layers.*pass 'encoder'"),
+        ("gpt2", 99, "freeze=99 is more than this checkpoint has, a gpt2 with 2 layers.*pass 'encoder'"),
+        ("albert", 1, "freeze=1 is not possible: the layers of this albert share their weights.*Pass 'encoder'"),
     ],
 )
-def test_more_layers_than_there_are_can_not_be_frozen(checkpoints, architecture, frozen, has):
+def test_more_layers_than_there_are_can_not_be_frozen(checkpoints, architecture, frozen, message):
     clf = BertSequenceClassifier(checkpoints(architecture), freeze=frozen)
-    with pytest.raises(ValueError, match=rf"^freeze={frozen} is more than this checkpoint has.*{has}.*pass 'encoder'"):
+    with pytest.raises(ValueError, match=message):
         clf.fit(TEXTS, LABELS)
     assert not hasattr(clf, "model_")
 
@@ -290,7 +290,7 @@ def test_workers_share_a_memory(clf, folder):
     )
     scores = [search.fit(TEXTS, LABELS).cv_results_["mean_test_score"] for search in (alone, together)]
     np.testing.assert_allclose(*scores, atol=1e-5)
-    with sqlite3.connect(folder / FILE_NAME) as file:
+    with sqlite3.connect(next(folder.rglob(FILE_NAME))) as file:
         tokens_and_states = 2 * len(TEXTS)
         assert file.execute("SELECT count(*) FROM kept").fetchone() == (tokens_and_states,)
     file.close()
@@ -468,7 +468,9 @@ def test_layers_of_two_stacks_can_not_be_counted(name, layers):
     config = getattr(transformers, f"{name}Config")(**sizes)
     network = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
     if layers[0] == layers[1]:
-        with pytest.raises(ValueError, match=r"has, a .* with no single list of layers.*pass 'encoder'"):
+        with pytest.raises(
+            ValueError, match=r"not possible: the layers of this .* in more than one list.*Pass 'encoder'"
+        ):
             freeze(network, 1)
     else:
         freeze(network, 1)
@@ -489,3 +491,25 @@ def test_threads_that_predict_at_once_get_what_one_gets(checkpoints, folder, arc
         answers = list(pool.map(clf.predict_proba, batches * 4))
     for number, answer in enumerate(answers):
         np.testing.assert_allclose(answer, expected[number % len(batches)], atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [1, "encoder"])
+def test_fixed_weights_that_were_changed_by_hand_are_not_remembered(clf, folder, frozen):
+    clf.set_params(freeze=frozen, memory=folder).fit(TEXTS, LABELS)
+    others = [f"{text} again" for text in TEXTS]
+    with torch.no_grad():
+        for weight in clf.model_.base_model.parameters():
+            weight.data.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    for texts in (TEXTS, others):
+        remembering = clf.set_params(memory=folder).predict_proba(texts)
+        np.testing.assert_allclose(remembering, clf.set_params(memory=None).predict_proba(texts), atol=1e-6)
+    fresh = BertSequenceClassifier(**clf.get_params()).fit(others, LABELS)
+    again = clone(fresh).set_params(memory=folder).fit(others, LABELS)
+    close(again, fresh)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "mpnet"])
+@pytest.mark.parametrize("frozen", [0, 1, "encoder"])
+def test_nothing_is_said_without_being_asked(checkpoints, architecture, frozen, capfd):
+    BertSequenceClassifier(checkpoints(architecture), epochs=1, freeze=frozen, random_state=0).fit(TEXTS, LABELS)
+    assert capfd.readouterr() == ("", "")

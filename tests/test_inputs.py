@@ -470,3 +470,20 @@ def test_a_memory_mapped_array_is_never_held_whole(parts: list[int], tmp_path: P
     assert texts == MANY * 30
     assert max(parts) == 3
     assert sum(parts) == 2 * len(texts)
+
+
+def test_masked_texts_are_missing() -> None:
+    array = np.ma.array(MANY, mask=[row == 7 for row in range(len(MANY))])
+    with pytest.raises(ValueError, match=r"X\[7\] is NoneType.*Replace missing texts by '' or drop them"):
+        read_texts(array)
+    assert read_texts(array[:5]).first == MANY[:5]
+
+
+def test_a_frame_that_is_lazy_is_to_be_collected() -> None:
+    with pytest.raises(TypeError, match=r"X is a lazy frame.*Pass X.collect\(\)"):
+        read_texts(pl.LazyFrame({"text": MANY}))
+
+
+def test_a_whole_dataset_is_no_column() -> None:
+    with pytest.raises(TypeError, match=r"X\[0\] is dict.*pass the column that holds the texts"):
+        read_texts(Dataset.from_dict({"text": MANY}))

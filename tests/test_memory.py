@@ -314,17 +314,41 @@ def test_parts_of_a_key_are_not_run_together() -> None:
     assert len({key_of(*some) for some in parts}) == len(parts)
 
 
-def test_the_folder_may_be_a_path_a_home_and_a_memory_of_joblib(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_folder_may_be_a_path_and_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    given = ["~/kept", Path("~/kept"), tmp_path / "kept", joblib.Memory(tmp_path / "kept", verbose=0)]
-    for location in given:
+    for location in ["~/kept", Path("~/kept"), tmp_path / "kept"]:
         opened = open_memory(location)
         assert opened is not None
         assert opened.folder == tmp_path / "kept"
         ask(opened, KEYS[:3])
     assert (tmp_path / "kept" / FILE_NAME).is_file()
+
+
+def test_a_memory_of_joblib_clears_what_is_kept(tmp_path: Path) -> None:
+    memory = joblib.Memory(tmp_path / "kept", verbose=0)
+    opened = open_memory(memory)
+    assert opened is not None
+    ask(opened, KEYS[:3])
+    assert not ask(opened, KEYS[:3])
+    assert tmp_path / "kept" in opened.folder.parents
+    memory.clear(warn=False)
+    assert ask(opened, KEYS[:3]) == Counter(KEYS[:3])
+
+
+def test_no_name_is_no_folder() -> None:
+    with pytest.raises(ValueError, match="memory='' names no folder"):
+        open_memory("")
+
+
+@pytest.mark.parametrize(
+    "damage", ["substr(value, 1, length(value) - 1)", "value || x'00'", "x''", "x'00' || substr(value, 2)"]
+)
+def test_what_is_damaged_in_the_file_is_made_anew(memory: TextMemory, damage: str) -> None:
+    ask(memory, KEYS[:3])
+    with closing(sqlite3.connect(memory.folder / FILE_NAME, isolation_level=None)) as file:
+        file.execute(f"UPDATE kept SET value = CAST({damage} AS BLOB) WHERE key = ?", [KEYS[1]])
+    assert ask(memory, KEYS[:3]) == Counter(KEYS[1:2])
+    assert not ask(memory, KEYS[:3])
 
 
 @pytest.mark.parametrize("nothing", [None, joblib.Memory(location=None)], ids=["None", "joblib"])

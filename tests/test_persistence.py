@@ -129,3 +129,15 @@ def test_clone_drops_the_weights(clf):
     again = clone(clf)
     assert not hasattr(again, "model_")
     assert again.get_params() == clf.get_params()
+
+
+@pytest.mark.parametrize("pooling", ["auto", "mean"])
+def test_a_network_that_was_altered_is_not_saved_as_what_it_was(checkpoint, pooling):
+    """Loaded, the weights of its new modules would be random."""
+    clf = BertSequenceClassifier(checkpoint, epochs=1, pooling=pooling, random_state=0).fit(TEXTS, LABELS)
+    clf.model_.classifier = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    expected = clf.predict_proba(TEXTS)
+    for save in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(ValueError, match=r"model_ can't be saved: classifier.*Save model_.state_dict\(\)"):
+            save(clf)
+    np.testing.assert_array_equal(clf.predict_proba(TEXTS), expected)
