@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from bertclf._checkpoint import Checkpoint
     from bertclf._device import Compute
     from bertclf._engine import Engine
-    from bertclf._frozen import FrozenMemory, FrozenPart
+    from bertclf._frozen import FrozenPart
     from bertclf._memory import TextMemory
     from bertclf._network import Network
     from bertclf._steps import LabelledTokens, TrainingSettings
@@ -582,6 +582,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         The classifier itself stays as it was.
         """
         from bertclf._device import with_gradients
+        from bertclf._frozen import FrozenMemory
         from bertclf._memory import open_memory
         from bertclf._random import seeded
         from bertclf._training import Validation, train
@@ -591,7 +592,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             checkpoint, training, state = self._prepared(
                 labelled, classes=classes, goes_on=goes_on, compute=compute, memory=memory
             )
-            network, engine = checkpoint.network, state["_engine"]
+            network, engine, part = checkpoint.network, state["_engine"], state["_frozen_part"]
             validation = None
             if held_out is not None:
                 tokens = _tokenized(held_out, checkpoint, max_length=state["_max_length"], memory=memory)
@@ -612,7 +613,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 generator=np.random.default_rng(seed),
                 task=task,
                 snapshot=snapshot,
-                frozen_memory=_frozen_memory(memory, state["_frozen_part"]),
+                frozen_memory=None if memory is None or part is None else FrozenMemory(memory, part.key),
                 goes_on=in_parts,
                 optimizer_state=self._optimizer_state if in_parts and goes_on else None,
                 verbose=bool(self.verbose),
@@ -673,15 +674,14 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     def _logits(self, X: Any) -> npt.NDArray[np.float32]:
         """Return the logits of each text, one column a class."""
         check_is_fitted(self)
-        from bertclf._frozen import FrozenStates
-        from bertclf._inference import make_budget, predict_logits
+        from bertclf._frozen import FrozenMemory, FrozenStates
+        from bertclf._inference import predict_logits, prediction_budget
         from bertclf._memory import open_memory
 
-        engine, budget, memory = self._engine_of_model(), make_budget(self._compute), open_memory(self.memory)
-        frozen_memory = None
-        if memory is not None and engine.has_states and self._frozen_part is not None:
-            is_as_fitted = self._frozen_part.is_in(self.model_)
-            frozen_memory = _frozen_memory(memory, self._frozen_part) if is_as_fitted else None
+        engine, budget, memory = self._engine_of_model(), prediction_budget(self._compute), open_memory(self.memory)
+        part, frozen_memory = self._frozen_part, None
+        if memory is not None and engine.has_states and part is not None and part.is_in(self.model_):
+            frozen_memory = FrozenMemory(memory, part.key)
         parts = []
         for texts in read_in_parts(X):
             self._check_columns(X, texts)
@@ -919,13 +919,6 @@ class _WithKnownLogits(BertSequenceClassifier):
     def _logits(self, X: Any) -> npt.NDArray[np.float32]:
         """Return the logits that are known of the validation texts, and those of other texts from the network."""
         return self._known_logits.copy() if X is self._known_texts else super()._logits(X)
-
-
-def _frozen_memory(memory: "TextMemory | None", part: "FrozenPart | None") -> "FrozenMemory | None":
-    """Return where the output of frozen layers is kept; None without a memory, or if there are none to keep."""
-    from bertclf._frozen import FrozenMemory
-
-    return None if memory is None or part is None else FrozenMemory(memory, part.key)
 
 
 def _tokenized(

@@ -1,7 +1,9 @@
 """A network as training and prediction run it: the same weights, on tokens without padding where that is possible."""
 
 import weakref
-from typing import Any, Self
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,8 @@ from bertclf._unpadded import FlatNetwork
 
 NOT_THROUGH_INTERFACE = "attention does not go through the interface of transformers, or only with a mask"
 LONGEST_REASON = 120
+
+_Part = TypeVar("_Part")
 
 
 class Engine:
@@ -98,9 +102,13 @@ class Engine:
                 alone = like._flat.first_tokens_alone
                 self._flat = FlatNetwork(self._padded, first_tokens_alone=alone, frozen=frozen)
         elif unpadded:
-            with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                self._flat, self.why_padded = self._flat_network([True, False] if first_tokens_alone else [False])
-        self._head = self._head_apart() if self._flat is None and frozen == "encoder" else None
+            for alone in [True, False] if first_tokens_alone else [False]:
+                self._flat, self.why_padded = self._tried(partial(self._make_flat, first_tokens_alone=alone))
+                if self._flat is not None:
+                    break
+        self._head: Head | None = None
+        if self._flat is None and frozen == "encoder":
+            self._head, _ = self._tried(self._make_head)
         self.width = width(network)
         self.has_states = self._head is not None or (self._flat is not None and frozen != 0)
 
@@ -196,61 +204,57 @@ class Engine:
         logits: torch.Tensor = self._padded(**batch).logits
         return logits
 
-    def _flat_network(self, ways: list[bool]) -> tuple[FlatNetwork | None, str | None]:
-        """Try the network without padding on two short texts.
+    def _tried(self, make: Callable[[TokenStore], tuple[_Part, torch.Tensor]]) -> tuple[_Part | None, str | None]:
+        """Try another way to the logits on two short texts.
 
         Parameters
         ----------
-        ways : list of bool
-            Whether the last layer is to compute first tokens alone, the first choice first.
+        make : callable
+            Returns what the logits are to come from, and what it gives for all texts of a store.
 
         Returns
         -------
-        flat : FlatNetwork or None
-            The first that gives what the network gives with padding; None if there is none.
+        made : object or None
+            What was made; None if its logits are not those of the network with padding.
         why_not : str or None
-            If there is none, why.
+            If they are not, why.
         """
-        trial, both, why_not = self._two_short_texts(), np.arange(2), None
-        padded = self._padded_logits(trial, both)
-        for way in ways:
-            layout = Layout(trial.lengths, device=self.device)
+        trial = self._two_short_texts()
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            padded = self._padded_logits(trial, np.arange(2))
             try:
-                flat = FlatNetwork(self._padded, first_tokens_alone=way, frozen=self._frozen)
-                difference = flat.logits(trial, both, layout) - padded
+                made, logits = make(trial)
+                difference = logits - padded
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # whatever an architecture may raise that knows nothing of flat batches
+            except Exception as error:  # whatever an architecture may raise that knows nothing of this way
                 name = "" if isinstance(error, NotImplementedError) else f"{type(error).__name__}: "
-                why_not = f"{name}{error}".partition("\n")[0][:LONGEST_REASON]
-                continue
-            if not _attended_as_with_a_mask(self._padded.config.get_text_config(), layout.windows):
-                why_not = NOT_THROUGH_INTERFACE
-            elif difference.abs().max() > 1e-3 * padded.abs().max():
-                why_not = "the logits are others than with padding"
-            else:
-                return flat, None
-        return None, why_not
+                return None, f"{name}{error}".partition("\n")[0][:LONGEST_REASON]
+        if difference.abs().max() > 1e-3 * padded.abs().max():
+            return None, "the logits are others than with padding"
+        return made, None
+
+    def _make_flat(self, trial: TokenStore, *, first_tokens_alone: bool) -> tuple[FlatNetwork, torch.Tensor]:
+        """Return the network without padding, in which all layers have to attend as they do with it."""
+        flat = FlatNetwork(self._padded, first_tokens_alone=first_tokens_alone, frozen=self._frozen)
+        rows = np.arange(2)
+        layout = self._layout(trial, rows)
+        logits = flat.logits(trial, rows, layout)
+        if not _attended_as_with_a_mask(self._padded.config.get_text_config(), layout.windows):
+            raise NotImplementedError(NOT_THROUGH_INTERFACE)
+        return flat, logits
+
+    def _make_head(self, trial: TokenStore) -> tuple[Head, torch.Tensor]:
+        """Return the head by itself, which has to look at no more than one vector a text."""
+        head = Head(self._padded)
+        return head, head.logits(self._padded_states(head, trial, np.arange(2)))
 
     def _padded_states(self, head: Head, store: TokenStore, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        batch = padded_batch(store, rows, pad_id=self._pad_id, device=self.device)
-        return pool(head.encoder(**batch).last_hidden_state, batch["attention_mask"], head.pooling or "")
-
-    @torch.no_grad()
-    def _head_apart(self) -> Head | None:
-        """Return the head by itself; None if on two short texts one vector a text is not all that it looks at."""
-        head = Head(self._padded)
+        """Return one vector a text, from a padded batch."""
         if head.pooling is None:
-            return None
-        trial, both = self._two_short_texts(), np.arange(2)
-        padded = self._padded_logits(trial, both)
-        try:
-            difference = head.logits(self._padded_states(head, trial, both)) - padded
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # whatever an architecture may raise whose head looks at more
-            return None
-        return head if difference.abs().max() <= 1e-3 * padded.abs().max() else None
+            raise NotImplementedError("it pools in a way of its own")
+        batch = padded_batch(store, rows, pad_id=self._pad_id, device=self.device)
+        return pool(head.encoder(**batch).last_hidden_state, batch["attention_mask"], head.pooling)
 
     def _two_short_texts(self) -> TokenStore:
         """Return texts of eight and of three tokens, all of which the network knows."""

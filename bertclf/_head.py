@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from bertclf._network import PooledClassifier, own_pooling
+from bertclf._network import PooledClassifier, encoder_of, own_pooling
 from bertclf._trees import twin_of
 
 
@@ -31,7 +31,7 @@ class Head:
         is_pooled = isinstance(network, PooledClassifier)
         self._network = network
         self._name_of_encoder: str = "encoder" if is_pooled else network.base_model_prefix
-        self.encoder: Any = getattr(network, self._name_of_encoder)
+        self.encoder: Any = encoder_of(network)
         self.pooling: str | None = network.pooling if is_pooled else own_pooling(network.config)
         self._pooler = _pooler(self.encoder)
 

@@ -16,7 +16,7 @@ from bertclf._tokens import TokenStore
 MAX_TOKENS = {"cpu": 1024, "mps": 16_384, "cuda": 65_536}
 
 
-def make_budget(compute: Compute) -> TokenBudget:
+def prediction_budget(compute: Compute) -> TokenBudget:
     """Return how much goes through the network at once in prediction."""
     return TokenBudget(MAX_TOKENS[compute.device.type])
 

@@ -18,8 +18,7 @@ from bertclf._device import Compute
 from bertclf._dropout import KeepMasks
 from bertclf._engine import Engine
 from bertclf._frozen import FrozenMemory, FrozenStates
-from bertclf._inference import make_budget as prediction_budget
-from bertclf._inference import predict_logits
+from bertclf._inference import predict_logits, prediction_budget
 from bertclf._network import Network
 from bertclf._steps import Descent, LabelledTokens, Optimization, OptimizerState, TrainingSettings, classification_loss
 from bertclf._tasks import Task

@@ -146,6 +146,7 @@ def _last_of_lower(layer: nn.Module) -> nn.Module:
     """Return what does as a layer does, and leaves its output with the layout."""
 
     def forward(hidden: torch.Tensor, *others: Any, layout: Layout | None = None, **named: Any) -> Any:
+        """Return what the layer returns."""
         if layout is None:
             raise NotImplementedError("layers are called without what attention would need")
         output = layer(hidden, *others, layout=layout, **named)
@@ -159,6 +160,7 @@ def _start_of_upper(layer: nn.Module) -> nn.Module:
     """Return what stands for a frozen layer: the output of the last of them, if the layout knows it."""
 
     def forward(hidden: torch.Tensor, *_: Any, layout: Layout, **__: Any) -> torch.Tensor:
+        """Return that output, or else what came in."""
         return hidden if layout.states is None else layout.states[None].to(hidden.dtype)
 
     return _with_forward(layer, forward)

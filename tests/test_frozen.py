@@ -133,6 +133,11 @@ def test_what_is_frozen_keeps_its_bits_and_the_rest_moves(checkpoints, architect
     }
     assert len(expected) > 5
     assert all(weight.requires_grad for weight in clf.model_.parameters())
+    fixed = copy.deepcopy(clf.model_)
+    freeze(fixed, frozen)
+    assert {name for name, weight in fixed.base_model.named_parameters() if not weight.requires_grad} == expected
+    head = [weight for name, weight in fixed.named_parameters() if name.startswith(("classifier.", "score."))]
+    assert all(weight.requires_grad for weight in head)
     # A table may have grown by a padding token.
     assert not [name for name in expected if not torch.equal(before[name], after[name][: len(before[name])])]
     matrices = {name for name in (after.keys() & before.keys()) - expected if after[name].ndim > 1}
@@ -202,9 +207,9 @@ def test_layers_above_what_is_frozen_keep_their_numbers(frozen):
 @pytest.mark.parametrize(
     ("architecture", "frozen", "message"),
     [
-        ("bert", 3, "freeze=3 is more than this checkpoint has, a bert with 2 layers.*pass 'encoder'"),
-        ("gpt2", 99, "freeze=99 is more than this checkpoint has, a gpt2 with 2 layers.*pass 'encoder'"),
-        ("albert", 1, "freeze=1 is not possible: the layers of this albert share their weights.*Pass 'encoder'"),
+        ("bert", 3, "^freeze=3 is more than this checkpoint has, a bert with 2 layers.*pass 'encoder'"),
+        ("gpt2", 99, "^freeze=99 is more than this checkpoint has, a gpt2 with 2 layers.*pass 'encoder'"),
+        ("albert", 1, "^freeze=1 is not possible: the layers of this albert share their weights.*Pass 'encoder'"),
     ],
 )
 def test_more_layers_than_there_are_can_not_be_frozen(checkpoints, architecture, frozen, message):
@@ -365,14 +370,17 @@ def test_truncation_is_the_same_with_a_memory(clf, X, folder):
         np.testing.assert_allclose(kept.predict_proba(X), expected.predict_proba(X), atol=1e-6)
 
 
-def test_a_tokenizer_written_in_python_is_asked_each_time(tmp_path, folder):
+def test_a_tokenizer_written_in_python_is_asked_each_time(tmp_path, folder, tokenized):
     tokenizer = transformers.ByT5Tokenizer(model_max_length=64)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     config = transformers.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, pad_token_id=0, **sizes)
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     clf = BertSequenceClassifier(tmp_path, epochs=1, freeze=1, random_state=0)
-    close(clone(clf).set_params(memory=folder).fit(TEXTS, LABELS), clone(clf).fit(TEXTS, LABELS))
+    for n_fits in (1, 2):
+        kept = clone(clf).set_params(memory=folder).fit(TEXTS, LABELS)
+        assert set(tokenized.values()) == {n_fits}
+    close(kept, clone(clf).fit(TEXTS, LABELS))
 
 
 # In company
