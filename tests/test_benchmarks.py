@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import common
+import gpu
 import grid_search
 import growth
 import latency
@@ -182,6 +183,16 @@ def test_without_its_engine_the_classifier_learns_the_same(checkpoint: Path, mon
         predict = way(TEXTS, LABELS, model=checkpoint, epochs=3, seed=0)
         assert predict(TEXTS).shape == (len(TEXTS),)
     assert [engine.is_unpadded for engine in made] == [False]
+
+
+def test_checks_of_a_card_hold_on_the_cpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(gpu.CHECKS, "pickles_travel")  # pickles go through other processes in their own tests
+    with pytest.raises(SystemExit) as end:
+        gpu.main(["--device=cpu", "--quick", "--checks-only"])
+    output = capsys.readouterr().out
+    assert "FAILED" not in output
+    assert f"{len(gpu.CHECKS)} of {len(gpu.CHECKS)} checks passed." in output
+    assert end.value.code == 0
 
 
 def test_grid_search_scores_as_by_hand(options: list[str], capsys: pytest.CaptureFixture[str]):

@@ -858,7 +858,7 @@ def sentence(function):
     return function.__doc__.splitlines()[0]
 
 
-def main():
+def main(argv=None):
     """Run the checks, then the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
@@ -866,7 +866,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="one run of each side, fewer texts and architectures")
     parser.add_argument("--minutes", type=float, default=7.5, help="after these no comparison is begun or repeated")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
