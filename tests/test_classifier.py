@@ -111,7 +111,7 @@ def test_a_second_fit_forgets_the_first(checkpoint):
 
 def test_pairs_and_single_texts_can_not_be_exchanged(checkpoint):
     pairs = list(zip(TEXTS, TEXTS, strict=True))
-    single = BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(TEXTS, LABELS)
+    single = BertSequenceClassifier(checkpoint, epochs=1, precision="float32", random_state=0).fit(TEXTS, LABELS)
     paired = clone(single).fit(pairs, LABELS)
     with pytest.raises(ValueError, match=r"X has 2 text\(s\) a row, but BertSequenceClassifier was fitted on 1"):
         single.predict(pairs)
@@ -341,7 +341,7 @@ class SequenceOfTexts:
 @pytest.mark.filterwarnings("ignore:X has feature names")
 def test_predictions_in_parts_are_those_of_the_whole(checkpoint, tmp_path, monkeypatch):
     texts = [*TEXTS, "joy " * 30, "", "naïve 漢字"]
-    single = BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(TEXTS, LABELS)
+    single = BertSequenceClassifier(checkpoint, epochs=1, precision="float32", random_state=0).fit(TEXTS, LABELS)
     paired = clone(single).fit(list(zip(TEXTS, TEXTS[::-1], strict=True)), LABELS)
     n_texts = []
     monkeypatch.setattr(

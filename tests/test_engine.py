@@ -440,7 +440,7 @@ def test_an_engine_notices_an_exchanged_module_and_another_network(network_of):
 
 @pytest.mark.parametrize("whole", [False, True], ids=["layer", "network"])
 def test_the_classifier_predicts_with_what_was_put_in(folder_of, network_of, whole):
-    clf = BertSequenceClassifier(folder_of("bert"), epochs=1, dropout=0.0, random_state=0)
+    clf = BertSequenceClassifier(folder_of("bert"), epochs=1, dropout=0.0, precision="float32", random_state=0)
     clf.fit(TEXTS[:6], list("abcabc"))
     before = clf.decision_function(TEXTS)
     if whole:

@@ -43,8 +43,8 @@ def fitted(checkpoints):
     def fit(architecture, X=TEXTS, **parameters):
         key = (architecture, X is PAIRS, *parameters.items())
         if key not in made:
-            clf = BertSequenceClassifier(checkpoints(architecture), epochs=2, random_state=0, **parameters)
-            made[key] = clf.fit(X, LABELS)
+            settings = {"epochs": 2, "precision": "float32", "random_state": 0} | parameters
+            made[key] = BertSequenceClassifier(checkpoints(architecture), **settings).fit(X, LABELS)
         return made[key]
 
     return fit
@@ -269,7 +269,7 @@ def test_a_tokenizer_written_in_python_works_as_well(tmp_path):
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     texts = [*TEXTS, "joy " * 30]
-    clf = BertSequenceClassifier(tmp_path, epochs=1, random_state=0).fit(texts, [*LABELS, "fresh"])
+    clf = BertSequenceClassifier(tmp_path, epochs=1, precision="float32", random_state=0).fit(texts, [*LABELS, "fresh"])
     assert not clf.tokenizer_.is_fast
     assert clf.truncation_["texts"] == 1
     assert clf.truncation_["tokens"] == len("joy " * 30) + 1 - POSITIONS
