@@ -66,9 +66,9 @@ def unpadded_attention(
     layout.windows.append(sliding_window)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     if layout.keys_and_values is not None:
-        key, value = (states[0].view(-1, *key.shape[1:]) for states in layout.keys_and_values)
+        key, value = (states.view(-1, *key.shape[1:]) for states in layout.keys_and_values)
     # In autocast, rotary positions can leave queries and keys in float32.
     query, key = (states.to(value.dtype) for states in (query, key))
     attended = attend(

@@ -10,9 +10,9 @@ from bertclf._tokens import TokenStore
 
 
 def flat_batch(
-    store: TokenStore, rows: npt.NDArray[np.int64], *, first_position: int, device: torch.device
+    store: TokenStore, rows: npt.NDArray[np.int64], *, first_position: int, device: torch.device, n_idle: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Lay some texts one after the other, as a batch of one row.
+    """Lay some texts one after the other, as a batch of one row, with `n_idle` copies of the first token behind them.
 
     Returns
     -------
@@ -25,7 +25,8 @@ def flat_batch(
     batch = {"input_ids": store.ids[tokens], "position_ids": positions + first_position}
     if store.segments is not None:
         batch["token_type_ids"] = store.segments[tokens]
-    return {name: to_device(values.astype(np.int64)[None], device) for name, values in batch.items()}
+    padded = {name: np.concatenate([values, np.full(n_idle, values[0])]) for name, values in batch.items()}
+    return {name: to_device(values.astype(np.int64)[None], device) for name, values in padded.items()}
 
 
 def places_of(offsets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

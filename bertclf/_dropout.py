@@ -1,7 +1,5 @@
 """Dropout from cheap random bits: torch draws its masks one number at a time on a CPU."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
@@ -27,8 +25,8 @@ class KeepMasks:
     def __init__(self, seed: int) -> None:
         self._bits = np.random.SFC64(seed)
 
-    def draw(self, shape: torch.Size, probability: float) -> torch.Tensor:
-        """Return a bool tensor on the CPU, each element False with `probability`, rounded to a multiple of 1 / 65536.
+    def draw(self, shape: torch.Size, probability: float, *, dtype: torch.dtype = torch.bool) -> torch.Tensor:
+        """Return a tensor on the CPU, each element zero with `probability`, rounded to a multiple of 1 / 65536, or one.
 
         Parameters
         ----------
@@ -36,11 +34,14 @@ class KeepMasks:
             Shape of the mask.
         probability : float
             Share of the elements that are dropped, in [0, 1).
+        dtype : torch.dtype, default=torch.bool
+            Of the tensor; that of what it is multiplied with saves a conversion, which takes longer than the product.
         """
         size = shape.numel()
         levels = self._bits.random_raw(-(-size // 4)).view(np.int16)[:size]
         lowest_kept = round(probability * LEVELS) - LEVELS // 2
-        return (torch.from_numpy(levels) >= min(lowest_kept, LEVELS // 2 - 1)).view(shape)
+        keep = torch.empty(size, dtype=dtype, device="cpu")
+        return torch.ge(torch.from_numpy(levels), min(lowest_kept, LEVELS // 2 - 1), out=keep).view(shape)
 
 
 class Dropout(nn.Module):
@@ -63,23 +64,4 @@ class Dropout(nn.Module):
         """Zero some values in training and scale the others up, so that the expectation stays."""
         if not self.training or self.p == 0:
             return values
-        keep = self._masks.draw(values.shape, self.p)
-        dropped: torch.Tensor = _MaskedScale.apply(values, keep, 1 / (1 - self.p))  # type: ignore[no-untyped-call]
-        return dropped
-
-
-class _MaskedScale(torch.autograd.Function):
-    """values * keep * scale, which remembers nothing but the mask."""
-
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, keep: torch.Tensor, scale: float) -> torch.Tensor:
-        """Return the product."""
-        ctx.save_for_backward(keep)
-        ctx.scale = scale
-        return (values * keep).mul_(scale)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """Return the gradient of the values."""
-        (keep,) = ctx.saved_tensors
-        return (gradient * keep).mul_(ctx.scale), None, None
+        return values * self._masks.draw(values.shape, self.p, dtype=values.dtype).mul_(1 / (1 - self.p))

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from bertclf._batches import padded_batch
-from bertclf._device import apart
+from bertclf._device import apart, multiple_of_tokens
 from bertclf._dropout import Dropout, KeepMasks
 from bertclf._embeddings import UsedRows
 from bertclf._head import Head
@@ -197,7 +197,9 @@ class Engine:
         return np.ones_like(rows) if self._frozen == "encoder" else store.lengths[rows]
 
     def _layout(self, store: TokenStore, rows: npt.NDArray[np.int64]) -> Layout:
-        return Layout(store.lengths[rows], device=self.device, masks=self._masks)
+        lengths = store.lengths[rows]
+        n_idle = -int(lengths.sum()) % multiple_of_tokens(self.device)
+        return Layout(lengths, device=self.device, masks=self._masks, n_idle=n_idle)
 
     def _padded_logits(self, store: TokenStore, rows: npt.NDArray[np.int64]) -> torch.Tensor:
         batch = padded_batch(store, rows, pad_id=self._pad_id, device=self.device)

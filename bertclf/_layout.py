@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,57 +26,29 @@ TIMES_OFF_HOST = 16
 
 @dataclass(frozen=True)
 class Group:
-    """Some neighbouring texts of a layout and how their tokens fill a padded array of shape (n_texts, longest).
+    """Some neighbouring texts of a layout, whose tokens fill a padded array of shape (n_texts, longest).
 
     Attributes
     ----------
-    texts, tokens : slice
-        Which texts, and where their tokens lie.
+    texts : slice
+        Which texts.
+    places : slice
+        Where the places of the padded array lie among those of all groups.
     longest : int
         Tokens of the longest of them.
-    gather : Tensor of int64, shape (n_texts * longest,), or None
-        Token for each place of the padded array, the first one for padding; None if no text needs padding.
-    scatter : Tensor of int64, shape (n_tokens,), or None
-        Place in the padded array of each token; None if no text needs padding.
     is_token : Tensor of bool, shape (n_texts, longest), or None
         Which places hold tokens; None if all do.
     """
 
     texts: slice
-    tokens: slice
+    places: slice
     longest: int
-    gather: torch.Tensor | None
-    scatter: torch.Tensor | None
     is_token: torch.Tensor | None
 
     @property
     def n_texts(self) -> int:
         """Number of texts."""
         return int(self.texts.stop - self.texts.start)
-
-    def padded(self, flat: torch.Tensor) -> torch.Tensor:
-        """Return the part of an array of shape (n_tokens, heads, size) as (n_texts, heads, longest, size)."""
-        part = flat[self.tokens]
-        if self.gather is not None:
-            part = part.index_select(0, self.gather)
-        return part.view(self.n_texts, self.longest, *flat.shape[1:]).transpose(1, 2)
-
-    def padded_with_zeros(self, flat: torch.Tensor) -> torch.Tensor:
-        """Return what `padded` does, with zeros in place of padding."""
-        if self.scatter is None:
-            return self.padded(flat)
-        part = flat.new_zeros((self.n_texts * self.longest, *flat.shape[1:]))
-        part.index_copy_(0, self.scatter, flat[self.tokens])
-        return part.view(self.n_texts, self.longest, *flat.shape[1:]).transpose(1, 2)
-
-    def flat(self, padded: torch.Tensor) -> torch.Tensor:
-        """Return an array of shape (n_texts, heads, longest, size) as (n_tokens, heads, size)."""
-        part = padded.transpose(1, 2).flatten(0, 1)
-        return part if self.scatter is None else part.index_select(0, self.scatter)
-
-    def one_token_each(self) -> "Group":
-        """Return a group of the same texts with one token each."""
-        return Group(self.texts, self.texts, 1, None, None, None)
 
     def allowed(self, *, causal: bool, window: int | None, device: torch.device) -> torch.Tensor | None:
         """Return which tokens a token may see, broadcastable to (n_texts, heads, longest, longest); None if all."""
@@ -90,6 +63,48 @@ class Group:
         return near if keys is None else near & keys
 
 
+@dataclass(frozen=True)
+class Rows:
+    """How vectors of one head of one token fill the padded arrays of all groups, by text, head and token.
+
+    Attributes
+    ----------
+    source : Tensor of int64, shape (n_rows,), or None
+        Position of each row in an array of shape (n_tokens, heads), the first for padding; None if all are in order.
+    padding : Tensor of int64 or None
+        Which rows are padding; None if none is.
+    target : Tensor of int64, shape (n_tokens * heads,), or None
+        Row of each token and head; None if all are in order.
+    n_idle : int
+        Number of tokens at the end of the batch that belong to no text.
+    """
+
+    source: torch.Tensor | None
+    padding: torch.Tensor | None
+    target: torch.Tensor | None
+    n_idle: int
+
+    @classmethod
+    def in_order(cls) -> "Rows":
+        """Return what changes no order."""
+        return cls(None, None, None, 0)
+
+    def taken(self, flat: torch.Tensor, *, padding: float | None = None) -> torch.Tensor:
+        """Return an array of shape (n_tokens, heads, size) as (n_rows, size), with a number in all that is padding."""
+        rows = flat.reshape(-1, flat.shape[-1])
+        if self.source is not None:
+            rows = rows.index_select(0, self.source)
+        if padding is not None and self.padding is not None:
+            rows.index_fill_(0, self.padding, padding)
+        return rows
+
+    def put_back(self, rows: torch.Tensor, *, heads: int) -> torch.Tensor:
+        """Return an array of shape (n_rows, size) as (n_tokens, heads, size), with zeros in tokens of no text."""
+        flat = rows if self.target is None else rows.index_select(0, self.target)
+        flat = flat.view(-1, heads, rows.shape[1])
+        return torch.cat([flat, flat.new_zeros((self.n_idle, *flat.shape[1:]))]) if self.n_idle else flat
+
+
 class Layout:
     """Where each text of a flat batch lies.
 
@@ -101,22 +116,35 @@ class Layout:
         Where the batch is.
     masks : KeepMasks or None
         Source of dropout masks; None leaves them to torch.
+    n_idle : int, default=0
+        Number of tokens at the end of the batch that belong to no text.
 
     Attributes
     ----------
     states : Tensor of shape (n_tokens, width), or None
         Output of a lower part of the network, for the upper part to go on from.
+    made : dict
+        What others make of this layout once for all layers, by what it depends on.
     windows : list of int or None
         Sliding window of each attention layer that has followed this layout so far, None where it has none.
     keys_and_values : tuple of Tensor, or None
         Keys and values that take the place of those that a layer makes, see `seen_by_firsts`.
     """
 
-    def __init__(self, lengths: npt.NDArray[np.int64], *, device: torch.device, masks: KeepMasks | None = None) -> None:
+    def __init__(
+        self,
+        lengths: npt.NDArray[np.int64],
+        *,
+        device: torch.device,
+        masks: KeepMasks | None = None,
+        n_idle: int = 0,
+    ) -> None:
         self.lengths = lengths
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
         self.device = device
         self.masks = masks
+        self.n_idle = n_idle
+        self.made: dict[Any, Any] = {}
         self.states: torch.Tensor | None = None
         self.windows: list[int | None] = []
         self.keys_and_values: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -130,15 +158,32 @@ class Layout:
         layout.keys_and_values = keys, values
         return layout
 
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens of all texts."""
+        return int(self.starts[-1])
+
+    def with_idle(self, states: torch.Tensor) -> torch.Tensor:
+        """Return states of all tokens with zeros for those of no text, if those are missing."""
+        n_missing = self.n_tokens + self.n_idle - len(states)
+        return torch.cat([states, states.new_zeros((n_missing, *states.shape[1:]))]) if n_missing else states
+
     @cached_property
     def groups(self) -> list[Group]:
         """The texts in groups, in order."""
-        groups, start = [], 0
+        groups, start, n_places = [], 0, 0
         while start < len(self.lengths):
-            stop = start + self._n_alike(start)
-            groups.append(self._group(start, stop))
-            start = stop
+            group = self._group(start, start + self._n_alike(start), first_place=n_places)
+            groups.append(group)
+            start, n_places = group.texts.stop, group.places.stop
         return groups
+
+    def rows(self, heads: int) -> Rows:
+        """Return how vectors of so many heads fill the groups."""
+        if heads not in self.made:
+            self.made[heads] = self._make_rows(heads)
+        rows: Rows = self.made[heads]
+        return rows
 
     def _n_alike(self, start: int) -> int:
         """Return how many texts from `start` on form a group: any number of one length, some of similar lengths."""
@@ -168,14 +213,28 @@ class Layout:
         """Tokens of the shortest and of the longest text."""
         return int(self.lengths.min()), int(self.lengths.max())
 
-    def _group(self, start: int, stop: int) -> Group:
+    def _group(self, start: int, stop: int, *, first_place: int) -> Group:
         lengths = self.lengths[start:stop]
-        is_token = np.arange(lengths.max()) < lengths[:, None]
-        gather = scatter = mask = None
-        if not is_token.all():
-            places = np.flatnonzero(is_token)
-            source = np.zeros(is_token.size, dtype=np.int64)
-            source[places] = np.arange(len(places))
-            gather, scatter, mask = (to_device(values, self.device) for values in (source, places, is_token))
-        tokens = slice(int(self.starts[start]), int(self.starts[stop]))
-        return Group(slice(start, stop), tokens, int(lengths.max()), gather, scatter, mask)
+        longest = int(lengths.max())
+        is_token = None
+        if (lengths != longest).any():
+            is_token = to_device(np.arange(longest) < lengths[:, None], self.device)
+        places = slice(first_place, first_place + longest * (stop - start))
+        return Group(slice(start, stop), places, longest, is_token)
+
+    def _make_rows(self, heads: int) -> Rows:
+        head = np.arange(heads)[:, None]
+        sources = []
+        for group in self.groups:
+            position = np.arange(group.longest)
+            token = np.where(
+                position < self.lengths[group.texts, None], self.starts[:-1][group.texts, None] + position, -heads
+            )
+            sources.append((token[:, None] * heads + head).ravel())  # texts, heads, places
+        source = np.concatenate(sources)
+        is_token = source >= 0
+        target = np.empty(self.n_tokens * heads, dtype=np.int64)
+        target[source[is_token]] = np.flatnonzero(is_token)
+        padding = None if is_token.all() else to_device(np.flatnonzero(~is_token), self.device)
+        source = np.where(is_token, source, 0)
+        return Rows(to_device(source, self.device), padding, to_device(target, self.device), self.n_idle)

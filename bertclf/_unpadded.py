@@ -92,7 +92,7 @@ class FlatNetwork:
             self._hidden(self._lower, store, rows, layout)
         if layout.states is None:
             raise NotImplementedError("A layer was passed over.")
-        return layout.states
+        return layout.states[: layout.n_tokens]
 
     def _pooled(self, encoder: Any, store: TokenStore, rows: npt.NDArray[np.int64], layout: Layout) -> torch.Tensor:
         """Return one vector a text."""
@@ -101,8 +101,8 @@ class FlatNetwork:
 
     def _hidden(self, encoder: Any, store: TokenStore, rows: npt.NDArray[np.int64], layout: Layout) -> torch.Tensor:
         """Return one vector a token, or those of the first tokens."""
-        batch = flat_batch(store, rows, first_position=self._first_position, device=layout.device)
-        hidden: torch.Tensor = encoder(**batch, layout=layout, use_cache=False).last_hidden_state[0]
+        batch = flat_batch(store, rows, first_position=self._first_position, device=layout.device, n_idle=layout.n_idle)
+        hidden: torch.Tensor = encoder(**batch, layout=layout, use_cache=False).last_hidden_state.squeeze(0)
         return hidden
 
 
@@ -161,7 +161,7 @@ def _start_of_upper(layer: nn.Module) -> nn.Module:
 
     def forward(hidden: torch.Tensor, *_: Any, layout: Layout, **__: Any) -> torch.Tensor:
         """Return that output, or else what came in."""
-        return hidden if layout.states is None else layout.states[None].to(hidden.dtype)
+        return hidden if layout.states is None else layout.with_idle(layout.states)[None].to(hidden.dtype)
 
     return _with_forward(layer, forward)
 
@@ -200,4 +200,5 @@ def _pool(hidden: torch.Tensor, layout: Layout, pooling: str | None) -> torch.Te
     if pooling != "mean":
         raise NotImplementedError("it pools in a way of its own")
     sums = hidden.new_zeros((len(layout.lengths), hidden.shape[1]), dtype=torch.float32)
-    return sums.index_add(0, layout.text_of_token, hidden.float()) / layout.offsets.diff().unsqueeze(1)
+    tokens = hidden[: layout.n_tokens].float()
+    return sums.index_add(0, layout.text_of_token, tokens) / layout.offsets.diff().unsqueeze(1)

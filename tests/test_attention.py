@@ -20,8 +20,8 @@ MIXED = [7, 1, 12, 12, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 9, 2, 30, 1, 1, 5]
 texts = st.lists(st.integers(1, 12), min_size=1, max_size=12) | st.lists(st.integers(1, 3), min_size=10, max_size=30)
 
 
-def layout_of(lengths, masks=None, device=CPU):
-    return Layout(np.array(lengths, dtype=np.int64), device=device, masks=masks)
+def layout_of(lengths, masks=None, device=CPU, n_idle=0):
+    return Layout(np.array(lengths, dtype=np.int64), device=device, masks=masks, n_idle=n_idle)
 
 
 def states_of(lengths, *, heads=2, key_heads=None, dtype=torch.float32, seed=0):
@@ -97,11 +97,10 @@ def test_the_size_of_the_groups_changes_nothing(monkeypatch, texts_per_group, sc
 def test_groups_hold_every_text_once_in_order_and_no_padding_where_lengths_are_equal(lengths):
     groups = layout_of(lengths).groups
     assert [place for group in groups for place in range(group.texts.start, group.texts.stop)] == [*range(len(lengths))]
-    assert [place for group in groups for place in range(group.tokens.start, group.tokens.stop)] == [
-        *range(sum(lengths))
-    ]
+    assert [group.places.start for group in groups] == [0, *(group.places.stop for group in groups[:-1])]
     for group in groups:
         assert group.longest == max(lengths[group.texts])
+        assert group.places.stop - group.places.start == group.n_texts * group.longest
         assert (group.is_token is None) == (len(set(lengths[group.texts])) == 1)
 
 
@@ -133,6 +132,29 @@ def test_first_tokens_alone_get_what_they_get_among_all(causal, window):
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(alone(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("one_query", [False, True])
+def test_tokens_of_no_text_get_zeros_and_no_gradient_and_change_nothing(one_query, dropout):
+    states, n_idle = states_of(MIXED), 9
+    if one_query:
+        states[0] = states[0].detach()[np.cumsum(MIXED) - MIXED].requires_grad_()
+    more = [torch.cat([some.detach(), torch.full((n_idle, 2, SIZE), torch.pi)]).requires_grad_() for some in states]
+    if one_query:
+        more[0] = states[0].detach().requires_grad_()
+
+    def attended(states, n_idle):
+        layout = layout_of(MIXED, KeepMasks(5), n_idle=n_idle)
+        return attend(*states, layout, scaling=SCALING, dropout=dropout, one_query=one_query)
+
+    expected, found = attended(states, 0), attended(more, n_idle)
+    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    gradients = torch.autograd.grad(expected, states, upstream)
+    upstream = torch.cat([upstream, torch.zeros(len(found) - len(expected), 2, SIZE)])
+    for some, same in zip([found, *torch.autograd.grad(found, more, upstream)], [expected, *gradients], strict=True):
+        assert torch.equal(some[: len(same)], same)
+        assert not some[len(same) :].any()
 
 
 def mask_again(lengths, *, heads, dropout, seed):

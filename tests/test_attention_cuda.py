@@ -11,7 +11,7 @@ from conftest import LABELS, TEXTS
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bertclf import _kernels
+from bertclf import _device, _kernels
 from bertclf._attention import attend
 from bertclf._budget import TokenBudget
 from bertclf._checkpoint import load_checkpoint
@@ -65,6 +65,7 @@ def ragged(monkeypatch):
     monkeypatch.setattr(_kernels, "RAGGED_DEVICES", {"cpu"})
     monkeypatch.setattr(_kernels, "FUSED_BACKENDS", [SDPBackend.MATH])
     monkeypatch.setattr(_kernels, "varlen_attn", plain_varlen_attn)
+    monkeypatch.setattr(_device, "TOKENS_AT_ONCE", 1)  # idle tokens are for a CPU
 
 
 def pattern(**changes):

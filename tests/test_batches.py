@@ -89,6 +89,15 @@ def test_a_flat_batch_is_one_text_after_the_other(
     assert {values.dtype for values in batch.values()} == {torch.int64}
 
 
+def test_idle_tokens_of_a_flat_batch_repeat_its_first() -> None:
+    store = store_of([[5, 6], [7]], [[0, 1], [1]])
+    batch = flat_batch(store, np.array([1, 0]), first_position=2, device=CPU, n_idle=2)
+
+    assert batch["input_ids"].tolist() == [[7, 5, 6, 7, 7]]
+    assert batch["position_ids"].tolist() == [[2, 2, 3, 2, 2]]
+    assert batch["token_type_ids"].tolist() == [[1, 0, 1, 1, 1]]
+
+
 def test_a_flat_batch_of_one_segment_tells_none() -> None:
     batch = flat_batch(store_of([[5, 6], [7]]), np.array([1, 0]), first_position=0, device=CPU)
 

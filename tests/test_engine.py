@@ -16,11 +16,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from bertclf import BertSequenceClassifier, _unpadded
+from bertclf import BertSequenceClassifier, _engine, _unpadded
 from bertclf._attention import UNPADDED
 from bertclf._budget import TokenBudget
 from bertclf._checkpoint import load_checkpoint
-from bertclf._device import Compute
+from bertclf._device import TOKENS_AT_ONCE, Compute
 from bertclf._dropout import Dropout, KeepMasks
 from bertclf._engine import Engine
 from bertclf._network import PooledClassifier, takes_segments
@@ -220,6 +220,38 @@ def test_logits_loss_and_gradients_are_those_of_the_plain_padded_network(network
     assert_agrees(step(engine(token_ids=None), training, rows), expected)
     assert_agrees(step(engine(masks=None), training, rows), expected, used=used)
     assert_agrees(step(engine(masks=None, token_ids=None), training, rows[:1]), plain_step(network, training, rows[:1]))
+
+
+@pytest.mark.parametrize("frozen", [0, 1, "encoder"])
+@pytest.mark.parametrize(("architecture", "pooling"), CASES)
+def test_idle_tokens_change_neither_logits_nor_gradients(network_of, monkeypatch, architecture, pooling, frozen):
+    network, tokenizer = network_of(architecture, pooling)
+    training, rows = labelled(network, tokenizer), np.arange(len(LENGTHS))
+    expected = plain_step(network, training, rows)
+    monkeypatch.setattr(_engine, "multiple_of_tokens", lambda device: 64)
+    engine = Engine(network, device=CPU.device, masks=KeepMasks(0), frozen=frozen)
+    if engine.is_unpadded:
+        assert sum(LENGTHS) % 64
+        assert engine._layout(training.tokens, rows).n_idle == -sum(LENGTHS) % 64
+    if engine.has_states:
+        states = engine.states(training.tokens, rows)
+        assert len(states) == engine.n_states(training.tokens, rows).sum()
+        found = engine.logits(training.tokens, rows, states=states)
+        torch.testing.assert_close(found, expected[0], rtol=1e-5, atol=1e-5)
+    else:
+        assert_agrees(step(engine, training, rows), expected)
+
+
+def test_in_autocast_a_cpu_gets_batches_of_a_multiple_of_tokens(network_of):
+    network, tokenizer = network_of("bert")
+    training, rows = labelled(network, tokenizer), np.arange(len(LENGTHS))
+    engine, seen = Engine(network, device=CPU.device), []
+    network.base_model.embeddings.register_forward_hook(lambda module, given, output: seen.append(output.shape[1]))
+    with torch.no_grad():
+        engine.logits(training.tokens, rows)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            engine.logits(training.tokens, rows)
+    assert seen == [sum(LENGTHS), -(-sum(LENGTHS) // TOKENS_AT_ONCE) * TOKENS_AT_ONCE]
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)

@@ -9,7 +9,7 @@ from bertclf._inference import log_probabilities, probabilities
 
 @pytest.fixture(scope="module")
 def clf(checkpoint):
-    return BertSequenceClassifier(checkpoint, epochs=2, random_state=0).fit(TEXTS, LABELS)
+    return BertSequenceClassifier(checkpoint, epochs=2, precision="float32", random_state=0).fit(TEXTS, LABELS)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 8, 40, 100_000])
@@ -41,7 +41,7 @@ def test_nothing_but_the_tokens_of_the_texts_is_computed(clf):
 
 def test_no_batch_is_padded_beyond_its_longest_text(checkpoints, monkeypatch):
     """MPNet adds a bias to its scores, so its texts are padded."""
-    clf = BertSequenceClassifier(checkpoints("mpnet"), epochs=1, random_state=0).fit(TEXTS, LABELS)
+    clf = BertSequenceClassifier(checkpoints("mpnet"), epochs=1, precision="float32", random_state=0).fit(TEXTS, LABELS)
     monkeypatch.setitem(_inference.MAX_TOKENS, "cpu", 20)
     seen = []
     handle = clf.model_.register_forward_pre_hook(
