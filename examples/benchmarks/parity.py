@@ -45,6 +45,7 @@ WAYS = {
     "trainer": partial(with_trainer, train_sampling_strategy="group_by_length", weight_decay=0.01),
     "bertclf without its engine": without_engine,
     OURS: ours,
+    "bertclf in bfloat16": partial(ours, precision="bfloat16"),
 }
 
 
