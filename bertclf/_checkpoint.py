@@ -12,17 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import is_offline_mode, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from tokenizers import Regex, pre_tokenizers
 from tokenizers.models import Unigram
-from tqdm.auto import tqdm
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -37,6 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from bertclf._hub import download
 from bertclf._network import (
     Network,
     PooledClassifier,
@@ -48,24 +40,6 @@ from bertclf._network import (
     padding_matters,
 )
 from bertclf._silence import quiet
-
-# What a checkpoint is made of. Hub repositories also hold copies of the weights for other frameworks.
-CHECKPOINT_FILES = [
-    "config.json",
-    "model.safetensors",
-    "model-*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",
-    "modules.json",
-    "*_Pooling/config.json",
-]
 
 # Where transformers tells that it loads weights, and which are missing.
 LOGS = ("transformers.modeling_utils", "transformers.utils.loading_report")
@@ -212,47 +186,7 @@ def _locate(model: str | os.PathLike[str], *, revision: str | None, verbose: boo
             f"model={name!r} is not a folder on this machine. Pass a folder with config.json, tokenizer files and "
             "model.safetensors, or the name of a repository on the Hugging Face Hub."
         )
-    return _download(name, revision=revision, verbose=verbose)
-
-
-class _SilentBar(tqdm):
-    """A progress bar that shows nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **(kwargs | {"disable": True}))
-
-
-def _download(name: str, *, revision: str | None, verbose: bool) -> Path:
-    """Return the folder in the Hub's local cache that holds a repository's checkpoint, fetching what is missing."""
-    where = f"model={name!r}" if revision is None else f"model={name!r}, revision={revision!r}"
-    try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=CHECKPOINT_FILES,
-            ignore_patterns=["onnx/*", "openvino/*"],
-            tqdm_class=tqdm if verbose else _SilentBar,
-            local_files_only=is_offline_mode(),
-        )
-    except GatedRepoError as error:
-        raise OSError(
-            f"{where} is a gated repository of the Hugging Face Hub. Ask for access on its page, then log in with "
-            "`hf auth login`."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise OSError(f"{where}: the repository has no such branch, tag or commit. Look it up on its page.") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise OSError(
-            f"{where} is neither a folder on this machine nor a repository of the Hugging Face Hub that you may read. "
-            "Check the spelling; for a private repository log in with `hf auth login`."
-        ) from error
-    except (LocalEntryNotFoundError, ConnectionError) as error:
-        reason = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the Hugging Face Hub can't be reached"
-        raise OSError(
-            f"{where} is not in the local cache, and {reason}. Connect once to download it, or pass a folder that "
-            "holds it."
-        ) from error
-    return Path(folder)
+    return download(name, revision=revision, verbose=verbose)
 
 
 def _refuse_foreign_code(folder: Path) -> None:

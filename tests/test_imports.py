@@ -28,6 +28,7 @@ ROOMS = [
     "_attention",
     "_budget",
     "_embeddings",
+    "_hub",
     "_network",
     "_trees",
     "_head",
