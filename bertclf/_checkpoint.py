@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,13 +38,14 @@ from bertclf._network import (
     own_pooling,
     padding_matters,
 )
+from bertclf._process import lock_for
 from bertclf._silence import quiet
 
 # Where transformers tells that it loads weights, and which are missing.
 LOGS = ("transformers.modeling_utils", "transformers.utils.loading_report")
 
 # Loading sets torch's default dtype and the verbosity of transformers for a moment: one thread at a time.
-_LOADING = threading.Lock()
+LOADING = "loading"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def load_checkpoint(
     """
     folder = _locate(model, revision=revision, verbose=verbose)
     _refuse_foreign_code(folder)
-    with _LOADING, _quiet(), torch.device("cpu"):
+    with lock_for(LOADING), _quiet(), torch.device("cpu"):
         config = AutoConfig.from_pretrained(folder)
         if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             raise ValueError(
@@ -137,7 +137,7 @@ def build_network(config: PretrainedConfig, pooling: str | None, weights: dict[s
     weights : dict of str to Tensor
         State of the network, without copies of tied tensors.
     """
-    with _LOADING, _quiet(), torch.device("cpu"):
+    with lock_for(LOADING), _quiet(), torch.device("cpu"):
         if pooling is None:
             return _from_memory(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)], config, weights)
         prefix = "encoder."
@@ -149,7 +149,7 @@ def build_network(config: PretrainedConfig, pooling: str | None, weights: dict[s
 
 def blank_network(network: Network) -> Network:
     """Return a network of the same classes and configuration, whose weights take no memory and have no values."""
-    with _LOADING, _quiet(), torch.device("meta"):
+    with lock_for(LOADING), _quiet(), torch.device("meta"):
         if isinstance(network, PooledClassifier):
             return PooledClassifier(type(network.encoder)(network.config), network.pooling)
         return type(network)(network.config)

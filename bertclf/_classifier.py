@@ -584,9 +584,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         from bertclf._device import with_gradients
         from bertclf._frozen import FrozenMemory
         from bertclf._memory import open_memory
+        from bertclf._process import compute_without_lost_threads
         from bertclf._random import seeded
         from bertclf._training import Validation, train
 
+        compute_without_lost_threads()
         with seeded(seed, compute.device), with_gradients():
             memory = open_memory(self.memory)
             checkpoint, training, state = self._prepared(
@@ -677,7 +679,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         from bertclf._frozen import FrozenMemory, FrozenStates
         from bertclf._inference import predict_logits, prediction_budget
         from bertclf._memory import open_memory
+        from bertclf._process import compute_without_lost_threads
 
+        compute_without_lost_threads()
         engine, budget, memory = self._engine_of_model(), prediction_budget(self._compute), open_memory(self.memory)
         part, frozen_memory = self._frozen_part, None
         if memory is not None and engine.has_states and part is not None and part.is_in(self.model_):
@@ -881,7 +885,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         state = dict(super().__getstate__())
         if self.__sklearn_is_fitted__():
             from bertclf._persistence import to_state
+            from bertclf._process import compute_without_lost_threads
 
+            compute_without_lost_threads()
             del state["_compute"]
             del state["_engine"], state["_frozen_part"]
             state["checkpoint"] = to_state(
@@ -901,7 +907,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         from bertclf._device import compute_after_loading
         from bertclf._engine import Engine
         from bertclf._persistence import InconsistentBertclfVersionWarning, from_state
+        from bertclf._process import compute_without_lost_threads
 
+        compute_without_lost_threads()
         if original != __version__:
             warnings.warn(InconsistentBertclfVersionWarning(current=__version__, original=original), stacklevel=2)
         checkpoint, self._optimizer_state = from_state(stored)

@@ -16,6 +16,7 @@ ROOMS = [
     "_defaults",
     "_inputs",
     "_targets",
+    "_process",
     "_device",
     "_random",
     "_memory",
