@@ -496,8 +496,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             One column a class. With two classes, 1-D: the logit of the second class less that of the first. After a
             fit on an indicator matrix always one column a label.
         """
-        logits = self._logits(X)
-        is_binary = len(self.classes_) == 2 and not self._classes.are_multilabel
+        fitted = self._as_it_is()
+        logits = fitted._logits(X)
+        is_binary = len(fitted.classes_) == 2 and not fitted._classes.are_multilabel
         return logits[:, 1] - logits[:, 0] if is_binary else logits
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float32]:
@@ -514,10 +515,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             Columns in the order of `classes_`; rows sum to one. After a fit on an indicator matrix, the probability of
             each label by itself.
         """
-        logits = self._logits(X)
+        fitted = self._as_it_is()
+        logits = fitted._logits(X)
         from bertclf._inference import probabilities
 
-        return probabilities(logits, multilabel=self._classes.are_multilabel)
+        return probabilities(logits, multilabel=fitted._classes.are_multilabel)
 
     def predict_log_proba(self, X: Any) -> npt.NDArray[np.float32]:
         """Return the logarithm of the probability of each class.
@@ -532,10 +534,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         ndarray of float32, of shape (n_texts, n_classes)
             Columns in the order of `classes_`.
         """
-        logits = self._logits(X)
+        fitted = self._as_it_is()
+        logits = fitted._logits(X)
         from bertclf._inference import log_probabilities
 
-        return log_probabilities(logits, multilabel=self._classes.are_multilabel)
+        return log_probabilities(logits, multilabel=fitted._classes.are_multilabel)
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
         """Return the most probable class of each text, or the labels more probable than not.
@@ -550,8 +553,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         ndarray of shape (n_texts,) or (n_texts, n_labels)
             Labels, in the dtype of `classes_`; after a fit on an indicator matrix, such a matrix in its dtype.
         """
-        probabilities = self.predict_proba(X)
-        return self._classes.decode(probabilities)
+        fitted = self._as_it_is()
+        return fitted._classes.decode(fitted.predict_proba(X))
 
     @property
     def _frozen(self) -> int | str:
@@ -854,7 +857,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         self.__dict__.update(attributes)
         for name in COLUMN_ATTRIBUTES:
             if attributes[name] is None:
-                del self.__dict__[name]
+                self.__dict__.pop(name, None)  # a fit in another thread may have done so
+
+    def _as_it_is(self) -> Self:
+        """Return what to predict with: a fit that ends in another thread meanwhile changes nothing of it."""
+        return copy.copy(self)
 
     @property
     def _has_callbacks(self) -> bool:
