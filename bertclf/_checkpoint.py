@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from bertclf._hub import download
@@ -101,11 +102,6 @@ def load_checkpoint(
     _refuse_foreign_code(folder)
     with lock_for(LOADING), _quiet(), torch.device("cpu"):
         config = AutoConfig.from_pretrained(folder)
-        if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-            raise ValueError(
-                f"model={str(model)!r} is a {config.model_type}, an architecture that transformers has no "
-                "sequence-classification network for. Use an encoder such as BERT, or a decoder such as GPT-2."
-            )
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: position for position, label in enumerate(labels)}
         config.problem_type = "multi_label_classification" if multilabel else "single_label_classification"
@@ -158,9 +154,11 @@ def blank_network(network: Network) -> Network:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer that has a padding token: the end-of-text token if it has no other, else a new one.
 
-    Control tokens that a text spells are plain text to it.
+    Control tokens that a text spells are plain text to it. Templates for chats, which have no use here, are dropped:
+    before transformers 5.10 their names could lead `save_pretrained` out of its folder (CVE-2026-9856).
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = None
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is not None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -190,7 +188,7 @@ def _locate(model: str | os.PathLike[str], *, revision: str | None, verbose: boo
 
 
 def _refuse_foreign_code(folder: Path) -> None:
-    """Raise if a checkpoint is of no architecture of transformers, or brings code of its own."""
+    """Raise if a checkpoint is of no architecture that can classify, or brings code of its own."""
     for file in (folder / "config.json", folder / "tokenizer_config.json"):
         settings = _read_json(file)
         if isinstance(settings, dict) and "auto_map" in settings:
@@ -205,6 +203,12 @@ def _refuse_foreign_code(folder: Path) -> None:
         raise ValueError(
             f"{folder / 'config.json'} has model_type {model_type!r}, which this version of transformers does not "
             "know. Update transformers, or use another checkpoint."
+        )
+    # Before the configuration is made: those of some other architectures ask the Hub for more (CVE-2026-5241).
+    if model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise ValueError(
+            f"{folder} is a {model_type}, an architecture that transformers has no sequence-classification network "
+            "for. Use an encoder such as BERT, or a decoder such as GPT-2."
         )
 
 

@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import pickle
 import shutil
+import tempfile
 import threading
 
 import pytest
@@ -157,6 +159,27 @@ def test_an_architecture_that_classifies_nothing_is_named(folder):
     edit(folder / "config.json", model_type="vit")
     with pytest.raises(ValueError, match=r"is a vit, an architecture that transformers has no"):
         load_checkpoint(folder, **DEFAULTS)
+
+
+def test_a_configuration_that_would_fetch_another_is_not_made(folder, monkeypatch):
+    """CVE-2026-5241: that of LightGlue asks the Hub for another one, and before transformers 5.5 could run its code."""
+    detector = {"model_type": "theirs", "_name_or_path": "someone/evil"}
+    edit(folder / "config.json", model_type="lightglue", trust_remote_code=True, keypoint_detector_config=detector)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *given, **named: pytest.fail("it was made"))
+    with pytest.raises(ValueError, match=r"lightglue|trust_remote_code"):
+        load_checkpoint(folder, **DEFAULTS)
+
+
+@pytest.mark.parametrize("name", ["{}/outside", "../../../outside"])
+def test_a_chat_template_is_dropped_wherever_it_would_be_saved(folder, tmp_path, monkeypatch, name):
+    """CVE-2026-9856: before transformers 5.10 its name could lead out of the folder in which pickling puts files."""
+    template = {"name": name.format(tmp_path), "template": "evil"}
+    edit(folder / "tokenizer_config.json", chat_template=[{"name": "default", "template": "x"}, template])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a" / "b"))
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    clf = BertSequenceClassifier(folder, epochs=1, random_state=0).fit(TEXTS, LABELS)
+    assert pickle.loads(pickle.dumps(clf)).predict(TEXTS).shape == (len(TEXTS),)
+    assert not [file for file in tmp_path.rglob("*") if "outside" in file.name]
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])

@@ -52,10 +52,7 @@ def watched():
     try:
         yield events
     finally:
-        WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-
-
-_events = None
+        _events = None
 
 
 @pytest.fixture(scope="module")
