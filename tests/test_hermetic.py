@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import pickle
 import random
 import sys
 import threading
@@ -71,6 +72,12 @@ def test_fit_and_predict_write_no_file_open_no_socket_and_start_no_process(clf, 
     with watched() as events:
         BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(TEXTS, LABELS).predict(TEXTS)
     assert events == []
+
+
+def test_nothing_is_read_with_torch_load(checkpoint, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *given, **named: pytest.fail("torch.load was called"))
+    clf = BertSequenceClassifier(checkpoint, epochs=1, random_state=0).partial_fit(TEXTS, LABELS, classes=set(LABELS))
+    assert pickle.loads(pickle.dumps(clf)).predict(TEXTS).shape == (len(TEXTS),)
 
 
 def test_fit_and_predict_are_silent(checkpoint, capfd, caplog):
