@@ -554,7 +554,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             Labels, in the dtype of `classes_`; after a fit on an indicator matrix, such a matrix in its dtype.
         """
         fitted = self._as_it_is()
-        return fitted._classes.decode(fitted.predict_proba(X))
+        probabilities = fitted.predict_proba(X)
+        return fitted._classes.decode(probabilities)
 
     @property
     def _frozen(self) -> int | str:
