@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,17 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import is_offline_mode, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from tokenizers import Regex, pre_tokenizers
 from tokenizers.models import Unigram
-from tqdm.auto import tqdm
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -35,8 +25,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from bertclf._hub import download
 from bertclf._network import (
     Network,
     PooledClassifier,
@@ -47,31 +39,14 @@ from bertclf._network import (
     own_pooling,
     padding_matters,
 )
+from bertclf._process import lock_for
 from bertclf._silence import quiet
-
-# What a checkpoint is made of. Hub repositories also hold copies of the weights for other frameworks.
-CHECKPOINT_FILES = [
-    "config.json",
-    "model.safetensors",
-    "model-*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",
-    "modules.json",
-    "*_Pooling/config.json",
-]
 
 # Where transformers tells that it loads weights, and which are missing.
 LOGS = ("transformers.modeling_utils", "transformers.utils.loading_report")
 
 # Loading sets torch's default dtype and the verbosity of transformers for a moment: one thread at a time.
-_LOADING = threading.Lock()
+LOADING = "loading"
 
 
 @dataclass(frozen=True)
@@ -125,13 +100,8 @@ def load_checkpoint(
     """
     folder = _locate(model, revision=revision, verbose=verbose)
     _refuse_foreign_code(folder)
-    with _LOADING, _quiet(), torch.device("cpu"):
+    with lock_for(LOADING), _quiet(), torch.device("cpu"):
         config = AutoConfig.from_pretrained(folder)
-        if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-            raise ValueError(
-                f"model={str(model)!r} is a {config.model_type}, an architecture that transformers has no "
-                "sequence-classification network for. Use an encoder such as BERT, or a decoder such as GPT-2."
-            )
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: position for position, label in enumerate(labels)}
         config.problem_type = "multi_label_classification" if multilabel else "single_label_classification"
@@ -163,7 +133,7 @@ def build_network(config: PretrainedConfig, pooling: str | None, weights: dict[s
     weights : dict of str to Tensor
         State of the network, without copies of tied tensors.
     """
-    with _LOADING, _quiet(), torch.device("cpu"):
+    with lock_for(LOADING), _quiet(), torch.device("cpu"):
         if pooling is None:
             return _from_memory(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)], config, weights)
         prefix = "encoder."
@@ -175,7 +145,7 @@ def build_network(config: PretrainedConfig, pooling: str | None, weights: dict[s
 
 def blank_network(network: Network) -> Network:
     """Return a network of the same classes and configuration, whose weights take no memory and have no values."""
-    with _LOADING, _quiet(), torch.device("meta"):
+    with lock_for(LOADING), _quiet(), torch.device("meta"):
         if isinstance(network, PooledClassifier):
             return PooledClassifier(type(network.encoder)(network.config), network.pooling)
         return type(network)(network.config)
@@ -184,9 +154,11 @@ def blank_network(network: Network) -> Network:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer that has a padding token: the end-of-text token if it has no other, else a new one.
 
-    Control tokens that a text spells are plain text to it.
+    Control tokens that a text spells are plain text to it. Templates for chats, which have no use here, are dropped:
+    before transformers 5.10 their names could lead `save_pretrained` out of its folder (CVE-2026-9856).
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = None
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is not None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -212,51 +184,11 @@ def _locate(model: str | os.PathLike[str], *, revision: str | None, verbose: boo
             f"model={name!r} is not a folder on this machine. Pass a folder with config.json, tokenizer files and "
             "model.safetensors, or the name of a repository on the Hugging Face Hub."
         )
-    return _download(name, revision=revision, verbose=verbose)
-
-
-class _SilentBar(tqdm):
-    """A progress bar that shows nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **(kwargs | {"disable": True}))
-
-
-def _download(name: str, *, revision: str | None, verbose: bool) -> Path:
-    """Return the folder in the Hub's local cache that holds a repository's checkpoint, fetching what is missing."""
-    where = f"model={name!r}" if revision is None else f"model={name!r}, revision={revision!r}"
-    try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=CHECKPOINT_FILES,
-            ignore_patterns=["onnx/*", "openvino/*"],
-            tqdm_class=tqdm if verbose else _SilentBar,
-            local_files_only=is_offline_mode(),
-        )
-    except GatedRepoError as error:
-        raise OSError(
-            f"{where} is a gated repository of the Hugging Face Hub. Ask for access on its page, then log in with "
-            "`hf auth login`."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise OSError(f"{where}: the repository has no such branch, tag or commit. Look it up on its page.") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise OSError(
-            f"{where} is neither a folder on this machine nor a repository of the Hugging Face Hub that you may read. "
-            "Check the spelling; for a private repository log in with `hf auth login`."
-        ) from error
-    except (LocalEntryNotFoundError, ConnectionError) as error:
-        reason = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the Hugging Face Hub can't be reached"
-        raise OSError(
-            f"{where} is not in the local cache, and {reason}. Connect once to download it, or pass a folder that "
-            "holds it."
-        ) from error
-    return Path(folder)
+    return download(name, revision=revision, verbose=verbose)
 
 
 def _refuse_foreign_code(folder: Path) -> None:
-    """Raise if a checkpoint is of no architecture of transformers, or brings code of its own."""
+    """Raise if a checkpoint is of no architecture that can classify, or brings code of its own."""
     for file in (folder / "config.json", folder / "tokenizer_config.json"):
         settings = _read_json(file)
         if isinstance(settings, dict) and "auto_map" in settings:
@@ -271,6 +203,12 @@ def _refuse_foreign_code(folder: Path) -> None:
         raise ValueError(
             f"{folder / 'config.json'} has model_type {model_type!r}, which this version of transformers does not "
             "know. Update transformers, or use another checkpoint."
+        )
+    # Before the configuration is made: those of some other architectures ask the Hub for more (CVE-2026-5241).
+    if model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise ValueError(
+            f"{folder} is a {model_type}, an architecture that transformers has no sequence-classification network "
+            "for. Use an encoder such as BERT, or a decoder such as GPT-2."
         )
 
 

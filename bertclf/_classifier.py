@@ -496,8 +496,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             One column a class. With two classes, 1-D: the logit of the second class less that of the first. After a
             fit on an indicator matrix always one column a label.
         """
-        logits = self._logits(X)
-        is_binary = len(self.classes_) == 2 and not self._classes.are_multilabel
+        fitted = self._as_it_is()
+        logits = fitted._logits(X)
+        is_binary = len(fitted.classes_) == 2 and not fitted._classes.are_multilabel
         return logits[:, 1] - logits[:, 0] if is_binary else logits
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float32]:
@@ -514,10 +515,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             Columns in the order of `classes_`; rows sum to one. After a fit on an indicator matrix, the probability of
             each label by itself.
         """
-        logits = self._logits(X)
+        fitted = self._as_it_is()
+        logits = fitted._logits(X)
         from bertclf._inference import probabilities
 
-        return probabilities(logits, multilabel=self._classes.are_multilabel)
+        return probabilities(logits, multilabel=fitted._classes.are_multilabel)
 
     def predict_log_proba(self, X: Any) -> npt.NDArray[np.float32]:
         """Return the logarithm of the probability of each class.
@@ -532,10 +534,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         ndarray of float32, of shape (n_texts, n_classes)
             Columns in the order of `classes_`.
         """
-        logits = self._logits(X)
+        fitted = self._as_it_is()
+        logits = fitted._logits(X)
         from bertclf._inference import log_probabilities
 
-        return log_probabilities(logits, multilabel=self._classes.are_multilabel)
+        return log_probabilities(logits, multilabel=fitted._classes.are_multilabel)
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
         """Return the most probable class of each text, or the labels more probable than not.
@@ -550,8 +553,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         ndarray of shape (n_texts,) or (n_texts, n_labels)
             Labels, in the dtype of `classes_`; after a fit on an indicator matrix, such a matrix in its dtype.
         """
-        probabilities = self.predict_proba(X)
-        return self._classes.decode(probabilities)
+        fitted = self._as_it_is()
+        probabilities = fitted.predict_proba(X)
+        return fitted._classes.decode(probabilities)
 
     @property
     def _frozen(self) -> int | str:
@@ -584,9 +588,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         from bertclf._device import with_gradients
         from bertclf._frozen import FrozenMemory
         from bertclf._memory import open_memory
+        from bertclf._process import compute_without_lost_threads
         from bertclf._random import seeded
         from bertclf._training import Validation, train
 
+        compute_without_lost_threads()
         with seeded(seed, compute.device), with_gradients():
             memory = open_memory(self.memory)
             checkpoint, training, state = self._prepared(
@@ -677,7 +683,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         from bertclf._frozen import FrozenMemory, FrozenStates
         from bertclf._inference import predict_logits, prediction_budget
         from bertclf._memory import open_memory
+        from bertclf._process import compute_without_lost_threads
 
+        compute_without_lost_threads()
         engine, budget, memory = self._engine_of_model(), prediction_budget(self._compute), open_memory(self.memory)
         part, frozen_memory = self._frozen_part, None
         if memory is not None and engine.has_states and part is not None and part.is_in(self.model_):
@@ -850,7 +858,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         self.__dict__.update(attributes)
         for name in COLUMN_ATTRIBUTES:
             if attributes[name] is None:
-                del self.__dict__[name]
+                self.__dict__.pop(name, None)  # a fit in another thread may have done so
+
+    def _as_it_is(self) -> Self:
+        """Return what to predict with: a fit that ends in another thread meanwhile changes nothing of it."""
+        return copy.copy(self)
 
     @property
     def _has_callbacks(self) -> bool:
@@ -881,7 +893,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         state = dict(super().__getstate__())
         if self.__sklearn_is_fitted__():
             from bertclf._persistence import to_state
+            from bertclf._process import compute_without_lost_threads
 
+            compute_without_lost_threads()
             del state["_compute"]
             del state["_engine"], state["_frozen_part"]
             state["checkpoint"] = to_state(
@@ -901,7 +915,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         from bertclf._device import compute_after_loading
         from bertclf._engine import Engine
         from bertclf._persistence import InconsistentBertclfVersionWarning, from_state
+        from bertclf._process import compute_without_lost_threads
 
+        compute_without_lost_threads()
         if original != __version__:
             warnings.warn(InconsistentBertclfVersionWarning(current=__version__, original=original), stacklevel=2)
         checkpoint, self._optimizer_state = from_state(stored)

@@ -1,7 +1,6 @@
 """Which kernel computes the attention of a ragged batch: the one that is made for it and works here."""
 
 import inspect
-import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from bertclf._groups import Pattern, in_groups
 from bertclf._layout import Layout
+from bertclf._process import lock_for
 from bertclf._random import undisturbed
 from bertclf._silence import quiet
 
@@ -36,7 +36,7 @@ MULTIPLE_OF_HEAD, LARGEST_HEAD = 8, 256
 MOST_TEXTS = 65_535
 
 # A trial sets switches of the whole process.
-_TRYING = threading.Lock()
+TRYING = "trying kernels"
 
 # torch tells there, at the first jagged tensor, of a function that it calls itself.
 LOGS = ("torch.fx._symbolic_trace",)
@@ -113,7 +113,7 @@ def choose(query: torch.Tensor, pattern: Pattern) -> _Kernel:
         for kernel, takes in _RAGGED:
             if not takes(query, pattern):
                 continue
-            with _TRYING:
+            with lock_for(TRYING):
                 works = _works(
                     kernel,
                     query.device,

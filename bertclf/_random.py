@@ -1,6 +1,5 @@
 """A seed that stays inside: torch's global generators are borrowed and given back as they were."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,7 +7,9 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-_BORROWED = threading.RLock()
+from bertclf._process import lock_for
+
+BORROWING = "borrowing torch's generators"
 
 
 def draw_seed(random_state: int | np.random.RandomState | None) -> int:
@@ -35,7 +36,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     Dropout and initialisation draw from torch's global generators, so one fit at a time may hold them: fits started in
     several threads of one process run one after the other, each with its own reproducible stream.
     """
-    with _BORROWED, undisturbed(device):
+    with lock_for(BORROWING), undisturbed(device):
         torch.default_generator.manual_seed(seed)
         _seed_device(seed, device)
         yield

@@ -1,6 +1,5 @@
 """Texts turned into a ragged store of token ids: flat, never padded."""
 
-import threading
 from array import array
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ import transformers
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from bertclf._memory import TextMemory, key_of
+from bertclf._process import lock_for
 from bertclf._version import __version__
 
 TEXTS_PER_CALL = 1024
@@ -20,7 +20,7 @@ MIN_WINDOW = 32_768
 CHARACTERS_PER_TOKEN = 64
 
 # A tokenizer is not thread-safe: each call sets truncation on the shared object.
-_TOKENIZING = threading.Lock()
+TOKENIZING = "tokenizing"
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class _Remembered:
         self._tokenizer = tokenizer
         self._max_length = max_length
         versions = (__version__, tokenizers.__version__, transformers.__version__)
-        with _TOKENIZING:
+        with lock_for(TOKENIZING):
             # What the last call asked for is told as well, but each call asks anew.
             tokenizer.backend_tokenizer.no_truncation()
             tokenizer.backend_tokenizer.no_padding()
@@ -268,7 +268,7 @@ def _encodings(tokenizer: PreTrainedTokenizerBase, rows: list[tuple[str, ...]]) 
 
 
 def _call(tokenizer: PreTrainedTokenizerBase, rows: list[tuple[str, ...]], **truncation: Any) -> BatchEncoding:
-    with _TOKENIZING:
+    with lock_for(TOKENIZING):
         encoded: BatchEncoding = tokenizer(
             *(list(column) for column in zip(*rows, strict=True)),
             split_special_tokens=True,

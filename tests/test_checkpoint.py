@@ -1,16 +1,13 @@
-"""From a name to a network: local folders, the Hub's cache, a fake Hub, and folders that are not right."""
+"""From a folder to a network, and folders that are not right."""
 
-import http.server
 import json
 import logging
 import os
+import pickle
 import shutil
-import subprocess
-import sys
-import textwrap
+import tempfile
 import threading
 
-import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -136,13 +133,6 @@ def test_a_decoder_with_an_end_of_text_token_pads_with_it(checkpoints):
     assert loaded.tokenizer.pad_token == loaded.tokenizer.eos_token
 
 
-def test_a_folder_that_is_not_there_is_told_from_a_name(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is not a folder on this machine. Pass a folder with config.json"):
-        load_checkpoint(str(tmp_path / "nowhere"), **DEFAULTS)
-    with pytest.raises(FileNotFoundError, match="is not a folder on this machine"):
-        load_checkpoint(tmp_path / "nowhere", **DEFAULTS)
-
-
 def test_a_revision_of_a_local_folder_is_refused(checkpoint):
     with pytest.raises(ValueError, match=r"revision='main' chooses a version on the Hub.*Pass revision=None"):
         load_checkpoint(checkpoint, **(DEFAULTS | {"revision": "main"}))
@@ -169,6 +159,27 @@ def test_an_architecture_that_classifies_nothing_is_named(folder):
     edit(folder / "config.json", model_type="vit")
     with pytest.raises(ValueError, match=r"is a vit, an architecture that transformers has no"):
         load_checkpoint(folder, **DEFAULTS)
+
+
+def test_a_configuration_that_would_fetch_another_is_not_made(folder, monkeypatch):
+    """CVE-2026-5241: that of LightGlue asks the Hub for another one, and before transformers 5.5 could run its code."""
+    detector = {"model_type": "theirs", "_name_or_path": "someone/evil"}
+    edit(folder / "config.json", model_type="lightglue", trust_remote_code=True, keypoint_detector_config=detector)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *given, **named: pytest.fail("it was made"))
+    with pytest.raises(ValueError, match=r"lightglue|trust_remote_code"):
+        load_checkpoint(folder, **DEFAULTS)
+
+
+@pytest.mark.parametrize("name", ["{}/outside", "../../../outside"])
+def test_a_chat_template_is_dropped_wherever_it_would_be_saved(folder, tmp_path, monkeypatch, name):
+    """CVE-2026-9856: before transformers 5.10 its name could lead out of the folder in which pickling puts files."""
+    template = {"name": name.format(tmp_path), "template": "evil"}
+    edit(folder / "tokenizer_config.json", chat_template=[{"name": "default", "template": "x"}, template])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a" / "b"))
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    clf = BertSequenceClassifier(folder, epochs=1, random_state=0).fit(TEXTS, LABELS)
+    assert pickle.loads(pickle.dumps(clf)).predict(TEXTS).shape == (len(TEXTS),)
+    assert not [file for file in tmp_path.rglob("*") if "outside" in file.name]
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
@@ -221,149 +232,6 @@ def test_another_thread_may_still_log_while_a_checkpoint_loads():
     finally:
         logger.removeHandler(handler)
     assert messages == ["from another thread"]
-
-
-def lay_out_cache(cache, checkpoint, *, commit="0123456789abcdef0123456789abcdef01234567"):
-    """Lay a checkpoint out as the Hub's local cache does, under the name `someone/tiny`."""
-    repository = cache / "models--someone--tiny"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit, encoding="utf-8")
-    shutil.copytree(checkpoint, repository / "snapshots" / commit)
-    return commit
-
-
-def fit_in_a_new_process(model, **environment):
-    """Fit by name as a user would, configured by environment variables alone; return what it prints."""
-    code = f"""
-        from bertclf import BertSequenceClassifier
-        clf = BertSequenceClassifier({model!r}, epochs=1, random_state=0)
-        print(clf.fit({TEXTS!r}, {LABELS!r}).predict_proba(["a fine film"]).shape)
-    """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    answer = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=kept | environment,
-    )
-    assert answer.stderr == ""
-    return answer.stdout
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache of the Hub, which is used offline."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return tmp_path
-
-
-def test_a_hub_name_is_loaded_from_the_local_cache_without_network(checkpoint, cache):
-    commit = lay_out_cache(cache, checkpoint)
-    for revision in (None, "main", commit):
-        assert load_checkpoint("someone/tiny", **(DEFAULTS | {"revision": revision})).network.config.num_labels == 2
-
-
-def test_an_unreachable_hub_is_told(cache, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    with pytest.raises(OSError, match=r"is not in the local cache, and the Hugging Face Hub can't be reached"):
-        load_checkpoint("someone/other", **DEFAULTS)
-
-
-def test_a_full_disk_is_not_taken_for_an_unreachable_hub(monkeypatch):
-    def fail(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("bertclf._checkpoint.snapshot_download", fail)
-    with pytest.raises(OSError, match="No space left on device"):
-        load_checkpoint("someone/other", **DEFAULTS)
-
-
-def test_a_hub_name_that_is_not_in_the_cache_is_told_offline(cache):
-    with pytest.raises(OSError, match=r"model='someone/other' is not in the local cache, and HF_HUB_OFFLINE is set"):
-        load_checkpoint("someone/other", **DEFAULTS)
-
-
-class FakeHub(http.server.BaseHTTPRequestHandler):
-    """A Hub with one public repository and one gated one, on the loopback address."""
-
-    commit = "89abcdef0123456789abcdef0123456789abcdef"
-    folder = None
-
-    def log_message(self, *args):
-        """Stay silent."""
-
-    def do_HEAD(self):
-        self.answer(with_body=False)
-
-    def do_GET(self):
-        self.answer(with_body=True)
-
-    def answer(self, *, with_body):
-        path = self.path.split("?")[0]
-        if "gated" in path:
-            return self.send(403, b"{}", {"X-Error-Code": "GatedRepo"}, with_body)
-        if "someone/tiny" not in path:
-            return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body)
-        if "nowhere" in path:
-            return self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, with_body)
-        files = sorted(file.name for file in self.folder.iterdir())
-        if path.startswith("/api/models/someone/tiny/revision/"):
-            info = {"id": "someone/tiny", "sha": self.commit, "siblings": [{"rfilename": name} for name in files]}
-            return self.send(200, json.dumps(info).encode(), {}, with_body)
-        if path.startswith("/api/models/someone/tiny/tree/"):
-            tree = [
-                {"type": "file", "path": name, "size": (self.folder / name).stat().st_size, "oid": name}
-                for name in files
-            ]
-            return self.send(200, json.dumps(tree).encode(), {}, with_body)
-        content = (self.folder / path.rsplit("/", 1)[1]).read_bytes()
-        etag = f'"{path.rsplit("/", 1)[1]}"'
-        return self.send(200, content, {"ETag": etag, "X-Repo-Commit": self.commit}, with_body)
-
-    def send(self, status, body, headers, with_body):
-        self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(body)), "Content-Type": "application/json"}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
-
-
-@pytest.fixture
-def fake_hub(checkpoint):
-    """The address of a fake Hub that serves the tiny checkpoint."""
-    handler = type("Handler", (FakeHub,), {"folder": checkpoint})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_hub_name_is_downloaded_silently(fake_hub, tmp_path):
-    settings = {"HF_ENDPOINT": fake_hub, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
-    assert fit_in_a_new_process("someone/tiny", **settings) == "(1, 2)\n"
-    snapshot = tmp_path / "models--someone--tiny" / "snapshots" / FakeHub.commit
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in snapshot.iterdir()}
-
-
-@pytest.mark.parametrize(
-    ("model", "revision", "message"),
-    [
-        ("someone/misspelt", None, "is neither a folder on this machine nor a repository"),
-        ("someone/gated", None, "is a gated repository"),
-        ("someone/tiny", "nowhere", "the repository has no such branch, tag or commit"),
-        ("not a name", None, "is neither a folder on this machine nor a repository"),
-    ],
-)
-def test_each_refusal_of_the_hub_has_a_message_of_its_own(fake_hub, cache, monkeypatch, model, revision, message):
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", fake_hub)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    with pytest.raises(OSError, match=message):
-        load_checkpoint(model, **(DEFAULTS | {"revision": revision}))
 
 
 @pytest.mark.parametrize("pooling", ["auto", "mean"])

@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import pickle
 import random
 import sys
 import threading
@@ -30,12 +31,13 @@ WATCHED = {
     "socket.bind",
     "socket.getaddrinfo",
 }
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _events = None
 
 
 def _record(event, arguments):
     if _events is not None and event in WATCHED:
-        writes = event != "open" or any(flag in str(arguments[1] or "r") for flag in "wax+")
+        writes = event != "open" or arguments[2] & WRITING
         if writes:
             _events.append((event, *arguments))
 
@@ -62,13 +64,20 @@ def clf(checkpoint):
 def test_the_watch_itself_sees_a_written_file(tmp_path):
     with watched() as events:
         (tmp_path / "file").write_text("seen", encoding="utf-8")
-    assert [event[0] for event in events] == ["open"]
+        (tmp_path / "other").touch()
+    assert [event[0] for event in events] == ["open", "open"]
 
 
 def test_fit_and_predict_write_no_file_open_no_socket_and_start_no_process(clf, checkpoint):
     with watched() as events:
         BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(TEXTS, LABELS).predict(TEXTS)
     assert events == []
+
+
+def test_nothing_is_read_with_torch_load(checkpoint, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *given, **named: pytest.fail("torch.load was called"))
+    clf = BertSequenceClassifier(checkpoint, epochs=1, random_state=0).partial_fit(TEXTS, LABELS, classes=set(LABELS))
+    assert pickle.loads(pickle.dumps(clf)).predict(TEXTS).shape == (len(TEXTS),)
 
 
 def test_fit_and_predict_are_silent(checkpoint, capfd, caplog):

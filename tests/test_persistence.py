@@ -107,15 +107,6 @@ def test_pickling_and_unpickling_leave_the_global_generator_of_torch_alone(clf):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_classifier_fitted_on_a_gpu_is_loaded_on_the_cpu_where_there_is_none(clf):
-    state = clf.__getstate__() | {"device": "cuda:1"}
-    again = BertSequenceClassifier.__new__(BertSequenceClassifier)
-    if torch.cuda.device_count() < 2:
-        with pytest.warns(UserWarning, match="device='cuda:1' of the classifier is not on this machine"):
-            again.__setstate__(state)
-        np.testing.assert_array_equal(again.predict_proba(TEXTS), clf.predict_proba(TEXTS))
-
-
 def test_a_pickle_of_another_version_warns(clf):
     state = clf.__getstate__() | {"bertclf_version": "0.0.1"}
     again = BertSequenceClassifier.__new__(BertSequenceClassifier)
