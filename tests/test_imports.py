@@ -12,6 +12,7 @@ PACKAGE = Path(bertclf.__file__).parent
 # Each room may use those above it, and no other.
 ROOMS = [
     "_version",
+    "_files",
     "_silence",
     "_defaults",
     "_inputs",
