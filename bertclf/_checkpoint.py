@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 )
 from tokenizers import Regex, pre_tokenizers
 from tokenizers.models import Unigram
+from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 from transformers import (
     CONFIG_MAPPING,
@@ -66,6 +67,9 @@ CHECKPOINT_FILES = [
     "modules.json",
     "*_Pooling/config.json",
 ]
+
+# No network for classification has as many weights, nor one with as many values.
+MOST_TENSORS, MOST_VALUES = 1 << 16, 1 << 34
 
 # Where transformers tells that it loads weights, and which are missing.
 LOGS = ("transformers.modeling_utils", "transformers.utils.loading_report")
@@ -173,12 +177,50 @@ def build_network(config: PretrainedConfig, pooling: str | None, weights: dict[s
         return network.eval()
 
 
-def blank_network(network: Network) -> Network:
-    """Return a network of the same classes and configuration, whose weights take no memory and have no values."""
-    with _LOADING, _quiet(), torch.device("meta"):
-        if isinstance(network, PooledClassifier):
-            return PooledClassifier(type(network.encoder)(network.config), network.pooling)
-        return type(network)(network.config)
+def needed_weights(
+    config: PretrainedConfig, pooling: str | None, *, most_tensors: int = MOST_TENSORS, most_values: int = MOST_VALUES
+) -> dict[str, torch.Tensor]:
+    """Return the weights that a network has, each once if some are tied, without memory and without values.
+
+    Parameters
+    ----------
+    config, pooling
+        As those of `build_network`.
+    most_tensors, most_values : int
+        What is built of a network that is larger than its weights: about so many tensors, and none of more values.
+
+    Raises
+    ------
+    ValueError
+        If the network is larger.
+    """
+    with _LOADING, _quiet(), torch.device("meta"), _Bounded(most_tensors=most_tensors, most_values=most_values):
+        if pooling is None:
+            network: Network = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)
+        else:
+            network = PooledClassifier(MODEL_MAPPING[type(config)](config), pooling)
+    seen: set[int] = set()
+    weights = network.state_dict(keep_vars=True).items()
+    return {name: weight for name, weight in weights if not (id(weight) in seen or seen.add(id(weight)))}
+
+
+class _Bounded(TorchFunctionMode):
+    """Stops a configuration that asks for far more than there are weights for, before it fills the memory."""
+
+    CALLS_PER_TENSOR = 50
+
+    def __init__(self, *, most_tensors: int, most_values: int) -> None:
+        super().__init__()
+        self._most_values = most_values
+        self._calls_left = self.CALLS_PER_TENSOR * most_tensors
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch, and count."""
+        result = func(*args, **(kwargs or {}))
+        self._calls_left -= 1
+        if self._calls_left < 0 or (isinstance(result, torch.Tensor) and result.numel() > self._most_values):
+            raise ValueError("it asks for a network that is far larger than the weights")
+        return result
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -186,7 +228,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     Control tokens that a text spells are plain text to it.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is not None:
             tokenizer.pad_token = tokenizer.eos_token
