@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError, safe_open
 from tokenizers import Regex, pre_tokenizers
 from tokenizers.models import Unigram
 from torch.overrides import TorchFunctionMode
@@ -38,6 +39,17 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from bertclf._files import ModelFileError
+from bertclf._folder import (
+    CONFIG,
+    MANIFEST,
+    TOKENIZER_CONFIG,
+    WEIGHTS,
+    blaming,
+    parse_json,
+    refuse_adapter,
+    refuse_code,
+)
 from bertclf._network import (
     Network,
     PooledClassifier,
@@ -124,13 +136,17 @@ def load_checkpoint(
     ------
     OSError
         If the checkpoint is not there or can't be read.
+    ModelFileError
+        If one of its files is damaged, or asks for code of its own.
     ValueError
-        If transformers can't classify with it, or it asks for code of its own.
+        If transformers can't classify with it.
     """
     folder = _locate(model, revision=revision, verbose=verbose)
     _refuse_foreign_code(folder)
+    _check_weights(folder)
     with _LOADING, _quiet(), torch.device("cpu"):
-        config = AutoConfig.from_pretrained(folder)
+        with blaming(folder / CONFIG):
+            config = AutoConfig.from_pretrained(folder)
         if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             raise ValueError(
                 f"model={str(model)!r} is a {config.model_type}, an architecture that transformers has no "
@@ -138,10 +154,11 @@ def load_checkpoint(
             )
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: position for position, label in enumerate(labels)}
-        config.problem_type = "multi_label_classification" if multilabel else "single_label_classification"
+        config.problem_type = problem_type(len(labels), multilabel=multilabel)
         if dropout is not None:
             override_dropout(config, dropout)
-        tokenizer = load_tokenizer(folder)
+        with blaming(folder / TOKENIZER_CONFIG):
+            tokenizer = load_tokenizer(folder)
         if tokenizer.pad_token_id < config.get_text_config().vocab_size:
             config.pad_token_id = tokenizer.pad_token_id
         network = _load_network(folder, config, _resolve_pooling(pooling, folder, config, tokenizer))
@@ -153,6 +170,13 @@ def load_checkpoint(
             "padding beside a text. Use pooling='mean' or 'last', or if that doesn't help another architecture."
         )
     return Checkpoint(network, tokenizer)
+
+
+def problem_type(n_labels: int, *, multilabel: bool) -> str | None:
+    """Return what transformers calls the problem: it has no name for a single label that each text has."""
+    if multilabel:
+        return "multi_label_classification"
+    return "single_label_classification" if n_labels > 1 else None
 
 
 def build_network(config: PretrainedConfig, pooling: str | None, weights: dict[str, torch.Tensor]) -> Network:
@@ -195,13 +219,15 @@ def needed_weights(
         If the network is larger.
     """
     with _LOADING, _quiet(), torch.device("meta"), _Bounded(most_tensors=most_tensors, most_values=most_values):
-        if pooling is None:
-            network: Network = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)
-        else:
-            network = PooledClassifier(MODEL_MAPPING[type(config)](config), pooling)
-    seen: set[int] = set()
-    weights = network.state_dict(keep_vars=True).items()
-    return {name: weight for name, weight in weights if not (id(weight) in seen or seen.add(id(weight)))}
+        mapping: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING if pooling is None else MODEL_MAPPING
+        network = mapping[type(config)](config)
+        if pooling is not None:
+            network = PooledClassifier(network, pooling)
+    first_names: dict[int, str] = {}
+    weights = network.state_dict(keep_vars=True)
+    for name, weight in weights.items():
+        first_names.setdefault(id(weight), name)
+    return {name: weights[name] for name in first_names.values()}
 
 
 class _Bounded(TorchFunctionMode):
@@ -299,31 +325,46 @@ def _download(name: str, *, revision: str | None, verbose: bool) -> Path:
 
 def _refuse_foreign_code(folder: Path) -> None:
     """Raise if a checkpoint is of no architecture of transformers, or brings code of its own."""
-    for file in (folder / "config.json", folder / "tokenizer_config.json"):
-        settings = _read_json(file)
-        if isinstance(settings, dict) and "auto_map" in settings:
-            raise ValueError(
-                f"{file} asks for code of its own (auto_map), which is never run. Use a checkpoint of an architecture "
-                "that transformers has."
-            )
-    if not (folder / "config.json").is_file():
+    refuse_adapter(os.listdir(folder), folder)
+    for name in (CONFIG, TOKENIZER_CONFIG):
+        refuse_code(_read_json(folder / name), folder / name)
+    if not (folder / CONFIG).is_file():
         raise OSError(f"{folder} holds no config.json: it is no checkpoint. Pass a folder saved by save_pretrained.")
-    model_type = (_read_json(folder / "config.json") or {}).get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    model_type = _read_json(folder / CONFIG).get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"{folder / 'config.json'} has model_type {model_type!r}, which this version of transformers does not "
+            f"{folder / CONFIG} has model_type {model_type!r}, which this version of transformers does not "
             "know. Update transformers, or use another checkpoint."
         )
 
 
-def _read_json(file: Path) -> Any:
-    """Return the content of a JSON file, None if there is none."""
-    if not file.is_file():
-        return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise OSError(f"{file} is not valid JSON: {error}. Get the checkpoint anew.") from error
+def _check_weights(folder: Path) -> None:
+    """Raise if the weights of a checkpoint are no safetensors files, or damaged so that they can't be read."""
+    index = folder / "model.safetensors.index.json"
+    files = [WEIGHTS]
+    if not (folder / WEIGHTS).is_file() and index.is_file():
+        with blaming(index):
+            files = sorted(set(_read_json(index)["weight_map"].values()))
+            if foreign := [name for name in files if not re.fullmatch(r"[\w.-]+\.safetensors", name)]:
+                raise ValueError(f"it lists {foreign[0][:40]!r}, which is no file of safetensors in the folder")
+    for name in files:
+        if not (folder / name).is_file():
+            raise ModelFileError(
+                f"{folder} holds no {name}. Weights in other formats can run code when they are opened and are not "
+                "read: save the checkpoint once with save_pretrained of a recent transformers."
+            )
+        try:
+            with safe_open(folder / name, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ModelFileError(
+                f"{folder / name} is no safetensors file, or is truncated: {error}. Get the checkpoint anew."
+            ) from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds, an empty one if there is no such file."""
+    return parse_json(file.read_bytes(), file) if file.is_file() else {}
 
 
 def _split_control_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -369,9 +410,17 @@ def _resolve_pooling(
 
 def _sentence_pooling(folder: Path) -> str | None:
     """Return the pooling of a sentence-embedding checkpoint, None if the folder says nothing of it."""
-    modules = _read_json(folder / "modules.json") or []
-    paths = [module["path"] for module in modules if str(module.get("type", "")).endswith("Pooling")]
-    settings = _read_json(folder / paths[0] / "config.json") if paths else None
+    if saved := _read_json(folder / MANIFEST).get("pooling"):
+        return str(saved)
+    file = folder / "modules.json"
+    if not file.is_file():
+        return None
+    with blaming(file):
+        modules = json.loads(file.read_text(encoding="utf-8"))
+        paths = [module["path"] for module in modules if str(module.get("type", "")).endswith("Pooling")]
+        if any(Path(path).name != path for path in paths):
+            raise ValueError(f"it names {paths[0][:40]!r}, which is no folder in that of the checkpoint")
+    settings = _read_json(folder / paths[0] / CONFIG) if paths else {}
     if not settings:
         return None
     modes = {
@@ -393,20 +442,14 @@ def _sentence_pooling(folder: Path) -> str | None:
 def _load_network(folder: Path, config: PretrainedConfig, pooling: str | None) -> Network:
     """Load the weights into the architecture's own classifier, or into an encoder with a pooling and a head."""
     loader = AutoModelForSequenceClassification if pooling is None else AutoModel
-    try:
-        network, report = loader.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except OSError as error:
-        raise OSError(
-            f"{folder} holds no model.safetensors. Weights in other formats can run code when they are opened and are "
-            "not read: save the checkpoint once with save_pretrained of a recent transformers."
-        ) from error
+    network, report = loader.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
     _warn_about_missing_weights(folder, network, report)
     _take_over(network)
     return network if pooling is None else PooledClassifier(network, pooling).eval()

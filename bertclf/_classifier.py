@@ -369,6 +369,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             If a parameter, a text, a label or a weight is not what it must be.
         OSError
             If the checkpoint can't be found or read.
+        ModelFileError
+            If a file of the checkpoint is damaged, or asks for code of its own.
         FloatingPointError
             If the training diverges.
 
@@ -454,6 +456,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             `class_weight="balanced"`, which need all texts at once.
         OSError
             If the checkpoint can't be found or read.
+        ModelFileError
+            If a file of the checkpoint is damaged, or asks for code of its own.
         FloatingPointError
             If the training diverges.
         """

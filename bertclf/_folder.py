@@ -13,7 +13,8 @@ from typing import IO, Any, Self
 
 from bertclf._files import ModelFileError
 
-MANIFEST, CONFIG, WEIGHTS, TOKENIZER_CONFIG = "bertclf.json", "config.json", "model.safetensors", "tokenizer_config.json"
+MANIFEST, CONFIG, WEIGHTS = "bertclf.json", "config.json", "model.safetensors"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 # All that a tokenizer of transformers may need.
 TOKENIZER_FILES = frozenset(
@@ -44,7 +45,9 @@ MODEL_FILES = TOKENIZER_FILES | {MANIFEST, CONFIG, WEIGHTS}
 MOST_BYTES_OF_JSON, MOST_BYTES_OF_TOKENIZER = 32 << 20, 256 << 20
 
 # What runs when others open the folder, or puts other weights in the place of those that are listed.
-HARMFUL = re.compile(r"adapter_config\.json|.*\.(py|pyc|so|bin|pt|pth|ckpt|pkl|pickle|joblib|h5|msgpack)", re.IGNORECASE)
+HARMFUL = re.compile(
+    r"adapter_config\.json|.*\.(py|pyc|so|bin|pt|pth|ckpt|pkl|pickle|joblib|h5|msgpack)", re.IGNORECASE
+)
 
 # Keys of configurations that name code: modules of a repository, kernels from the Hub, other libraries.
 CODE_KEYS = {
@@ -124,7 +127,7 @@ class ModelFolder:
             If it is missing, a link, not a file, or of another size.
         """
         file = self.path / name
-        flags = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+        flags = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
         try:
             if not hasattr(os, "O_NOFOLLOW") and file.is_symlink():
                 raise OSError(errno.ELOOP, "It is a link")

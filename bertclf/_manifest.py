@@ -24,6 +24,7 @@ FORMAT_VERSION, OLDEST_READER = 1, 1
 
 REQUIRED_FILES = {CONFIG, WEIGHTS, TOKENIZER_CONFIG}
 MOST_BYTES_OF_LABELS = 256 << 20
+SHA256 = re.compile("[0-9a-f]{64}")
 PLAIN_DTYPE = re.compile(r"[<>|][biufU]\d{1,9}")
 STRING_DTYPES = {
     "StringDType": np.dtypes.StringDType(),
@@ -273,10 +274,12 @@ def _read_classes(fields: _Fields) -> Classes:
 
 def _encode_labels(values: npt.NDArray[Any]) -> dict[str, Any]:
     """Return labels and their type as JSON can hold them."""
-    known = {dtype: name for name, dtype in STRING_DTYPES.items()}
-    name = known.get(values.dtype, "object" if values.dtype.kind == "O" else values.dtype.str)
+    name = "object" if values.dtype.kind == "O" else values.dtype.str
+    name = next((known for known, dtype in STRING_DTYPES.items() if dtype == values.dtype), name)
     listed = values.tolist()
     try:
+        if json.loads(json.dumps(listed)) != listed:  # halves of one character
+            raise ValueError("JSON would change them")
         again = _decode_labels(name, listed)
     except ValueError as error:
         raise ValueError(
@@ -315,7 +318,7 @@ def _read_files(fields: _Fields) -> dict[str, tuple[int, str]]:
         if name not in MODEL_FILES or name == MANIFEST:
             raise ValueError(f"it lists {_shown(name)}, which is no file of a saved classifier")
         described = _Fields(entry if _is_object(entry) else {})
-        sha256 = described.take("sha256", lambda value: _is_str(value) and re.fullmatch("[0-9a-f]{64}", value))
+        sha256 = described.take("sha256", lambda value: _is_str(value) and bool(SHA256.fullmatch(value)))
         files[name] = (described.take("size", _is_count), sha256)
     if missing := sorted(REQUIRED_FILES - files.keys()):
         raise ValueError(f"it does not list {missing[0]}")

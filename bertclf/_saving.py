@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from bertclf._checkpoint import Checkpoint, build_network, needed_weights
+from bertclf._checkpoint import Checkpoint, build_network, needed_weights, problem_type
 from bertclf._files import ModelFileError, folder_to_read, replace_folder
 from bertclf._folder import (
     CONFIG,
@@ -151,8 +151,8 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[Checkpoint, Manifest]:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise type(error)(
                 error.errno,
-                "There is no such folder. Pass one that save_pretrained has written; to fine-tune a checkpoint pass its "
-                "name to BertSequenceClassifier",
+                "There is no such folder. Pass one that save_pretrained has written; what is to be fine-tuned is passed "
+                "to BertSequenceClassifier",
                 str(folder),
             ) from error
         with source:
@@ -225,7 +225,8 @@ def _names_in_folder(names: Any, config: PretrainedConfig, pooling: str | None) 
     """Return what each weight is called in the folder: as transformers calls it, in an encoder that has a head."""
     if pooling is None:
         return {name: name for name in names}
-    prefix = MODEL_MAPPING[type(config)].base_model_prefix
+    encoder_class: Any = MODEL_MAPPING[type(config)]
+    prefix = encoder_class.base_model_prefix
     encoder = f"{prefix}." if prefix else ""
     return {
         name: encoder + name.removeprefix(OWN_ENCODER)
@@ -254,8 +255,7 @@ def _read_config(content: bytes, manifest: Manifest, file: Path) -> PretrainedCo
             raise ValueError(f"its labels are others than those of {MANIFEST}")
         if settings.get("num_labels", len(labels)) != len(labels):
             raise ValueError("its num_labels is not the number of labels")
-        kind = "multi_label_classification" if manifest.classes.are_multilabel else "single_label_classification"
-        if settings.get("problem_type") != kind:
+        if settings.get("problem_type") != problem_type(len(labels), multilabel=manifest.classes.are_multilabel):
             raise ValueError(f"its problem_type is not that of {MANIFEST}")
         _check_sizes(settings)
         config = AutoConfig.for_model(**settings)

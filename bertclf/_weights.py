@@ -85,7 +85,10 @@ def read_header(stream: IO[bytes], *, n_bytes: int, file: Path) -> Header:
 def compare(header: Header, expected: Mapping[str, torch.Tensor], *, file: Path) -> None:
     """Raise if a file holds other tensors than a network has, by name, type or shape."""
     found = {name: (place.dtype, place.shape) for name, place in header.places.items()}
-    needed = {name: (weight.dtype, tuple(weight.shape)) for name, weight in expected.items()}
+    needed = {
+        name: (torch.float32 if weight.is_floating_point() else weight.dtype, tuple(weight.shape))
+        for name, weight in expected.items()
+    }
     wrong = sorted(name for name in found.keys() | needed.keys() if found.get(name) != needed.get(name))
     if not wrong:
         return
@@ -159,4 +162,4 @@ def _place(entry: Any) -> Place:
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """Return the memory of a tensor."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
