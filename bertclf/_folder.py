@@ -138,10 +138,14 @@ class ModelFolder:
             if error.errno in {errno.ELOOP, errno.EMLINK}:
                 raise ModelFileError(f"{file} is a link, which is not followed. Put the file itself there.") from error
             raise
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise ModelFileError(f"{file} is no regular file, and is not read.")
+        except ModelFileError:
+            os.close(handle)
+            raise
         with open(handle, "rb", buffering=0) as stream:
             status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise ModelFileError(f"{file} is no regular file, and is not opened.")
             if status.st_nlink > 1:
                 raise ModelFileError(
                     f"{file} is a hard link: others can write into it under another name. Put a copy there."
