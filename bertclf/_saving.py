@@ -151,8 +151,8 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[Checkpoint, Manifest]:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise type(error)(
                 error.errno,
-                "There is no such folder. Pass one that save_pretrained has written; what is to be fine-tuned is passed "
-                "to BertSequenceClassifier",
+                "There is no such folder. Pass one that save_pretrained has written; a checkpoint is passed to "
+                "BertSequenceClassifier, as model",
                 str(folder),
             ) from error
         with source:

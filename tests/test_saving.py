@@ -131,7 +131,9 @@ def test_columns_and_pairs_are_kept(checkpoint, tmp_path):
         again.predict(X.rename(columns={"first": "other"}))
 
 
-@pytest.mark.parametrize("architecture", ["albert", "bert", "deberta-v2", "distilbert", "gpt2", "modernbert", "roberta"])
+@pytest.mark.parametrize(
+    "architecture", ["albert", "bert", "deberta-v2", "distilbert", "gpt2", "modernbert", "roberta"]
+)
 def test_a_pipeline_of_transformers_gives_the_same_labels_and_probabilities(checkpoints, tmp_path, architecture):
     clf = fitted(checkpoints(architecture), precision="float32", max_length=8)
     clf.save_pretrained(tmp_path)
@@ -166,9 +168,7 @@ def test_with_another_pooling_transformers_loads_the_encoder_but_never_takes_the
     encoder, report = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert all(torch.equal(expected[name], weight) for name, weight in encoder.state_dict().items())
     assert not report["missing_keys"]
-    whole, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-        tmp_path, output_loading_info=True
-    )
+    _, report = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert {"pooled_head.weight", "pooled_head.bias"} <= set(report["unexpected_keys"])
     assert any(name.startswith(("classifier", "score")) for name in report["missing_keys"])
 
@@ -215,14 +215,25 @@ def test_nothing_of_this_machine_but_the_name_of_the_model_is_in_a_folder(checkp
 
 @pytest.mark.parametrize(
     "value",
-    [None, True, 3, "a", 0.1, float("inf"), [1, [2.5]], {"a": 1}, {1: "x", True: 2, "b": None}, {"pairs": {"float": 1}}],
+    [
+        None,
+        True,
+        3,
+        "a",
+        0.1,
+        float("inf"),
+        [1, [2.5]],
+        {"a": 1},
+        {1: "x", "b": None},
+        {"pairs": {"float": 1}},
+    ],
 )
 def test_what_is_encoded_for_json_comes_back(value):
     assert decode(json.loads(json.dumps(encode(value), allow_nan=False))) == value
 
 
 def test_labels_that_json_would_change_are_not_saved(checkpoint, tmp_path):
-    clf = fitted(checkpoint, y=np.array(["a", "\ud83d" "\ude00"])[np.arange(len(TEXTS)) % 2])
+    clf = fitted(checkpoint, y=np.array(["a", "\ud83d\ude00"])[np.arange(len(TEXTS)) % 2])
     with pytest.raises(ValueError, match="can't be saved: JSON would change them"):
         clf.save_pretrained(tmp_path / "model")
 

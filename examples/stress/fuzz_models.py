@@ -1,9 +1,9 @@
 """Load thousands of damaged and hostile model folders: each must be refused with ModelFileError, or do no harm.
 
-Each mutant is a saved folder with something changed: bits flipped, files cut, swapped, linked or added, values, keys and
-types in their JSON exchanged, headers of weights edited. More than half of them get their hashes made anew, so that they
-get past the checks of damage. A mutant that loads must predict what the original does, if its hashes were not made anew,
-and finite probabilities if they were. All the while an audit hook looks for foreign code, new processes, sockets,
+Each mutant is a saved folder with something changed: bits flipped, files cut, swapped, linked or added, values, keys
+and types in their JSON exchanged, headers of weights edited. More than half of them get their hashes made anew, so that
+they get past the checks of damage. A mutant that loads must predict what the original does, if its hashes were not made
+anew, and finite probabilities if they were. All the while an audit hook looks for foreign code, new processes, sockets,
 pickles, and files outside the folder.
 
     python examples/stress/fuzz_models.py --mutants 2000 --seed 0
@@ -27,8 +27,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 import numpy as np
 from conftest import LABELS, TEXTS
@@ -39,6 +38,7 @@ from bertclf._folder import MANIFEST, MODEL_FILES, WEIGHTS
 from bertclf._manifest import _hash_of
 
 SECONDS_PER_MUTANT = 20
+ROOT = Path(__file__).resolve().parents[2]
 CANARY = "bertclf_canary"
 PAYLOAD = f"__import__('os').system('touch {CANARY}')"
 
@@ -127,7 +127,15 @@ STRAY_FILES = {
 class Watch:
     """An audit hook, which can't be taken off, that listens while it is told to and keeps what it should not hear."""
 
-    FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.posix_spawn", "pickle.find_class", "socket.")
+    FORBIDDEN = (
+        "subprocess.Popen",
+        "os.system",
+        "os.exec",
+        "os.fork",
+        "os.posix_spawn",
+        "pickle.find_class",
+        "socket.",
+    )
     CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.chmod", "os.symlink", "os.link", "os.truncate")
 
     def __init__(self, *folders):
@@ -422,7 +430,9 @@ def run_one(number, *, seed, bases, scratch, watch):
     try:
         classifier = BertSequenceClassifier.from_pretrained(folder, device="cpu")
         texts = TEXTS[:4]
-        probabilities = classifier.predict_proba(list(zip(texts, texts)) if classifier._takes_pairs else texts)
+        probabilities = classifier.predict_proba(
+            list(zip(texts, texts, strict=True)) if classifier._takes_pairs else texts
+        )
     except ModelFileError as error:
         outcome = "refused" if str(folder) in str(error) else f"FAILED: names no file: {error}"
     except BaseException:
@@ -487,7 +497,9 @@ def main(argv=None):
             os.chdir(here)
     seconds = time.monotonic() - start
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
-    print(f"seed {arguments.seed}: {counts.total()} mutants in {seconds:.0f} s: {outcomes}; {counts['FAILED']} failures")
+    print(
+        f"seed {arguments.seed}: {counts.total()} mutants in {seconds:.0f} s: {outcomes}; {counts['FAILED']} failures"
+    )
     return counts["FAILED"]
 
 
