@@ -191,7 +191,7 @@ def _read(source: ModelFolder) -> tuple[Checkpoint, Manifest]:
             needed = needed_weights(
                 config,
                 manifest.pooling,
-                most_tensors=1000 + len(header.places),
+                most_tensors=100 + len(header.places),
                 most_values=size // 4 + VALUES_BESIDE_WEIGHTS,
             )
         names_in_folder = _names_in_folder(needed, config, manifest.pooling)

@@ -429,10 +429,8 @@ def run_one(number, *, seed, bases, scratch, watch):
     watch.listens = True
     try:
         classifier = BertSequenceClassifier.from_pretrained(folder, device="cpu")
-        texts = TEXTS[:4]
-        probabilities = classifier.predict_proba(
-            list(zip(texts, texts, strict=True)) if classifier._takes_pairs else texts
-        )
+        pairs = list(zip(TEXTS, TEXTS, strict=True))
+        probabilities = classifier.predict_proba((pairs if classifier._takes_pairs else TEXTS)[:4])
     except ModelFileError as error:
         outcome = "refused" if str(folder) in str(error) else f"FAILED: names no file: {error}"
     except BaseException:

@@ -27,7 +27,10 @@ import numpy as np
 from conftest import LABELS, TEXTS
 from tiny import build
 
-import bertclf._saving  # noqa: F401  torch is imported once, but nothing is computed here: the children are forked
+# Imported once, but nothing is computed here: the children are forked.
+from transformers import BertForSequenceClassification, BertTokenizer  # noqa: F401
+
+import bertclf._saving  # noqa: F401
 from bertclf import BertSequenceClassifier, _files
 
 NAMES = ("one", "other")
