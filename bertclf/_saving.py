@@ -187,6 +187,8 @@ def _read(source: ModelFolder) -> tuple[Checkpoint, Manifest]:
     size, sha256 = manifest.files[WEIGHTS]
     with ThreadPoolExecutor(1) as executor, source.opened(WEIGHTS, size=size) as (stream, _):
         header = read_header(stream, n_bytes=size, file=weights_file)
+        reading, digest = read_tensors(stream, header, executor=executor, file=weights_file)
+        tokenizer = _read_tokenizer(files, manifest, source.path)
         with blaming(source.path / CONFIG):
             needed = needed_weights(
                 config,
@@ -196,16 +198,15 @@ def _read(source: ModelFolder) -> tuple[Checkpoint, Manifest]:
             )
         names_in_folder = _names_in_folder(needed, config, manifest.pooling)
         compare(header, {names_in_folder[name]: weight for name, weight in needed.items()}, file=weights_file)
-        tensors, digest = read_tensors(stream, header, executor=executor, file=weights_file)
+        tensors = reading.result()
         with blaming(source.path / CONFIG):
             weights = {name: tensors[names_in_folder[name]] for name in needed}
             network = build_network(config, manifest.pooling, weights)
-        tokenizer = _read_tokenizer(files, manifest, source.path)
+        checkpoint = Checkpoint(network, tokenizer)
+        check_finite(tensors, file=weights_file)
+        with blaming(source.path / MANIFEST):
+            _check_works(checkpoint, manifest)
         check_hash(digest.result(), sha256, weights_file)
-    check_finite(tensors, file=weights_file)
-    checkpoint = Checkpoint(network, tokenizer)
-    with blaming(source.path / MANIFEST):
-        _check_works(checkpoint, manifest)
     return checkpoint, manifest
 
 

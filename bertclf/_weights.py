@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from bertclf._files import ModelFileError
@@ -18,6 +20,9 @@ DTYPES = {"F32": torch.float32, "I64": torch.int64, "BOOL": torch.bool}
 
 MOST_BYTES_OF_HEADER = 32 << 20
 BYTES_OF_LENGTH = 8
+
+# Bytes: where torch puts a tensor, so that products are computed in the same way, to the last bit.
+ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,8 @@ def compare(header: Header, expected: Mapping[str, torch.Tensor], *, file: Path)
 
 def read_tensors(
     stream: IO[bytes], header: Header, *, executor: Executor, file: Path
-) -> tuple[dict[str, torch.Tensor], "Future[Any]"]:
-    """Read all tensors once, each straight into its place in memory, and hash those very bytes meanwhile.
+) -> tuple["Future[dict[str, torch.Tensor]]", "Future[Any]"]:
+    """Read all tensors at once, and hash those very bytes, both in another thread.
 
     Parameters
     ----------
@@ -115,35 +120,45 @@ def read_tensors(
     header : Header
         The header.
     executor : Executor
-        Where the hash is computed: a single thread, since it takes the parts in order.
+        The other thread.
     file : Path
         Its name, for errors.
 
     Returns
     -------
-    tensors : dict of str to Tensor
-        The tensors.
+    tensors : Future of dict of str to Tensor
+        The tensors, when they have been read: parts of one array.
     digest : Future
-        What will be the SHA-256 of the file. Until it has been compared the tensors must not be changed.
+        The SHA-256 of the file. Until it is known the tensors must not be changed.
     """
-    digest = hashlib.sha256()
-    executor.submit(digest.update, header.content)
-    tensors = {}
-    for name, place in header.places.items():
-        tensors[name] = torch.empty(place.shape, dtype=place.dtype, device="cpu")
-        part = _bytes_of(tensors[name])
-        fill(part, stream, file)
-        executor.submit(digest.update, part)
-    return tensors, executor.submit(lambda: digest)
+    n_bytes = max((place.stop for place in header.places.values()), default=0)
+    space = np.empty(n_bytes + ALIGNMENT, dtype=np.uint8)
+    first = -space.ctypes.data % ALIGNMENT
+    content = space[first : first + n_bytes]
+
+    def read() -> dict[str, torch.Tensor]:
+        """Return the tensors."""
+        fill(content.data, stream, file)
+        return {name: _tensor(content[place.start : place.stop], place) for name, place in header.places.items()}
+
+    def hashed() -> Any:
+        """Return the digest. A single call for all tensors, after which this thread would have to wait its turn."""
+        digest = hashlib.sha256(header.content)
+        digest.update(content.data)
+        return digest
+
+    return executor.submit(read), executor.submit(hashed)
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], *, file: Path) -> None:
     """Raise if a weight is not finite, or a truth value neither true nor false."""
     for name, tensor in tensors.items():
-        # The sum is quicker than a look at each value, and finite if they are, unless it overflows.
-        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
-            raise ModelFileError(f"{file}: {name!r} holds values that are not finite.")
-        if tensor.dtype == torch.bool and (tensor.view(torch.uint8) > 1).any():
+        values = tensor.numpy()
+        with np.errstate(all="ignore"):
+            # The sum is quicker than a look at each value, and finite if they are, unless it overflows.
+            if values.dtype.kind == "f" and not np.isfinite(values.sum()) and not np.isfinite(values).all():
+                raise ModelFileError(f"{file}: {name!r} holds values that are not finite.")
+        if values.dtype.kind == "b" and (values.view(np.uint8) > 1).any():
             raise ModelFileError(f"{file}: {name!r} holds values that are neither true nor false.")
 
 
@@ -160,6 +175,9 @@ def _place(entry: Any) -> Place:
     return Place(dtype, tuple(shape), start, stop)
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    """Return the memory of a tensor."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
+def _tensor(content: npt.NDArray[np.uint8], place: Place) -> torch.Tensor:
+    """Return a tensor over some bytes; over a copy of them if they don't lie as tensors of torch lie."""
+    flat = torch.from_numpy(content)
+    if content.ctypes.data % ALIGNMENT:
+        flat = flat.clone()
+    return flat.view(place.dtype).reshape(place.shape)

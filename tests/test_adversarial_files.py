@@ -328,6 +328,13 @@ def test_row_33_what_later_versions_add_is_passed_over(folder: Path, clf: BertSe
 # 34: one bit
 
 
+def is_same_json(first: bytes, second: bytes) -> bool:
+    try:
+        return bool(json.loads(first) == json.loads(second))
+    except ValueError:
+        return False
+
+
 def test_row_34_a_bit_flipped_anywhere_is_found(folder: Path, clf: BertSequenceClassifier) -> None:
     generator = np.random.default_rng(0)
     for file in sorted(folder.iterdir()):
@@ -336,12 +343,9 @@ def test_row_34_a_bit_flipped_anywhere_is_found(folder: Path, clf: BertSequenceC
             flipped = bytearray(content)
             flipped[place] ^= 1 << int(generator.integers(8))
             file.write_bytes(flipped)
-            try:
-                BertSequenceClassifier.from_pretrained(folder)
-            except ModelFileError as error:
-                assert file.name in str(error)
-            else:  # white space of the manifest
-                assert json.loads(flipped) == json.loads(content)
+            if file.name == "bertclf.json" and is_same_json(bytes(flipped), content):
+                continue  # white space
+            refuses(from_pretrained, folder, file.name)
         file.write_bytes(content)
     assert_holds(folder, clf)
 
