@@ -13,8 +13,8 @@ from bertclf._batches import to_device
 from bertclf._dropout import KeepMasks
 
 # Texts of similar length whose scores are computed at once, padded to the longest of them. Fewer make too many small
-# products, more make too much padding: with 12 heads of 32 and 32 sentences of 6 to 55 tokens, forward and backward took
-# 4.7 ms one by one, 3.9 in groups of four and of eight, 4.2 of sixteen, 5.3 in one (two cores of a Xeon with AMX).
+# products, more make too much padding: with 12 heads of 32 and 32 sentences of 6 to 55 tokens, forward and backward
+# took 4.7 ms one by one, 3.9 in groups of four and of eight, 4.2 of sixteen, 5.3 in one (two cores of a Xeon with AMX).
 TEXTS_PER_GROUP = 8
 
 # Scores of one head in a group: eight texts of 180 tokens, or one of 512.
