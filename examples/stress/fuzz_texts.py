@@ -4,7 +4,7 @@ The texts are drawn from all of Unicode: lone surrogates (which must be refused 
 marks and unassigned points, long repeats, spellings of special tokens, film reviews; half of them in pairs. Each chunk
 of texts is predicted and, labelled in turn, fitted. Probabilities must be finite and sum to one, rows must come in
 order, and a text by itself must get what it gets among the others. Meanwhile an audit hook refuses processes, sockets,
-foreign code and files, but for those of the checkpoint in fit.
+foreign code and files, but for those of the checkpoint and the source of transformers, which fit may read.
 
 It needs hypothesis, and no network: the checkpoint is a small one with random weights, unless --model names another.
 The exit status is 1 if anything was wrong.
@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import transformers
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from small_bert import SPECIAL, WORDS, build
@@ -38,7 +39,8 @@ REFUSED = (
     "os.unsetenv", "pickle", "pty", "shutil", "signal", "socket", "subprocess", "urllib",
 )  # fmt: skip
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-MOUNTS = "/proc/mounts"  # where transformers looks up whether a folder lies on a mounted Hub
+# What transformers reads beside a checkpoint: whether that lies on a mounted Hub, and its own source.
+MOUNTS, LIBRARY = "/proc/mounts", Path(transformers.__file__).resolve().parent
 
 PLAIN = st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join)
 ODD = st.characters(categories=["Cc", "Cf", "Cn", "Co", "Mn", "Me", "Zl", "Zp", "Zs"])
@@ -83,7 +85,7 @@ def _refuse(event: str, arguments: tuple[object, ...]) -> None:
     if event == "open":
         path, _, flags = arguments
         is_read = _readable is not None and isinstance(path, str | os.PathLike) and not int(str(flags)) & WRITING
-        if not (is_read and (path == MOUNTS or Path(path).resolve().is_relative_to(_readable))):
+        if not (is_read and (path == MOUNTS or set(Path(path).resolve().parents) & {_readable, LIBRARY})):
             raise Refused(f"{event}{arguments}")
     elif event.startswith(REFUSED):
         raise Refused(f"{event}{arguments}")
