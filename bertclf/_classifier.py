@@ -607,10 +607,12 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         `partial_fit`, callbacks, and requests of metadata routing. Parameters are kept in types of Python: paths become
         str.
         """
+        check_is_fitted(self)
+        from bertclf._process import compute_without_lost_threads
         from bertclf._saving import save_folder
 
-        check_is_fitted(self)
         self._check_parameters()
+        compute_without_lost_threads()
         save_folder(
             folder,
             self.model_,
@@ -656,9 +658,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         """
         from bertclf._device import choose_compute
         from bertclf._folder import MANIFEST, blaming
+        from bertclf._process import compute_without_lost_threads
         from bertclf._saving import load_folder
 
         choose_compute(device=device, precision="float32")  # before anything is read
+        compute_without_lost_threads()
         checkpoint, manifest = load_folder(folder)
         names = set(cls._get_param_names()) - set(PARAMETERS_OF_MACHINE)
         known = {name: value for name, value in manifest.parameters.items() if name in names}

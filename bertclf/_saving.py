@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import save
 from transformers import (
     CONFIG_MAPPING,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from bertclf._checkpoint import Checkpoint, build_network, needed_weights, problem_type
 from bertclf._files import ModelFileError, folder_to_read, replace_folder
@@ -247,6 +247,9 @@ def _read_config(content: bytes, manifest: Manifest, file: Path) -> PretrainedCo
             f"{file} has model_type {str(model_type)[:40]!r}, which this version of transformers does not know. Update "
             "transformers."
         )
+    # Before the configuration is made: those of some other architectures ask the Hub for more (CVE-2026-5241).
+    if model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise ModelFileError(f"{file} is of a {model_type}, which transformers can't classify texts with.")
     if foreign := [name for name in settings if name.startswith("_") or name == "quantization_config"]:
         raise ModelFileError(f"{file} has the key {foreign[0][:40]!r}, which save_pretrained does not write.")
     with blaming(file):
@@ -259,10 +262,9 @@ def _read_config(content: bytes, manifest: Manifest, file: Path) -> PretrainedCo
         if settings.get("problem_type") != problem_type(len(labels), multilabel=manifest.classes.are_multilabel):
             raise ValueError(f"its problem_type is not that of {MANIFEST}")
         _check_sizes(settings)
-        config = AutoConfig.for_model(**settings)
-        mapping = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING if manifest.pooling is None else MODEL_MAPPING
-        if type(config) not in mapping:
-            raise ValueError(f"transformers can't classify texts with a {model_type}")
+        config: PretrainedConfig = AutoConfig.for_model(**settings)
+        if manifest.pooling is not None and type(config) not in MODEL_MAPPING:
+            raise ValueError(f"transformers has no encoder of a {model_type}")
     return config
 
 
