@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from bertclf._frozen import FrozenPart
     from bertclf._memory import TextMemory
     from bertclf._network import Network
+    from bertclf._progress import Trained
     from bertclf._steps import LabelledTokens, TrainingSettings
     from bertclf._tasks import Task
     from bertclf._tokens import TokenStore
-    from bertclf._training import Trained
 
 # What a fit on 2-D input tells of its columns; until a fit is taken on, None where there is nothing to tell.
 COLUMN_ATTRIBUTES = ("n_features_in_", "feature_names_in_")
@@ -708,8 +708,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         """
         from sklearn.metrics import check_scoring
 
+        from bertclf._progress import Trained
         from bertclf._random import undisturbed
-        from bertclf._training import Trained
 
         scorer = check_scoring(self, self.scoring)
         texts, labels = held_out.texts.as_list(), metric_labels(held_out.labels)

@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from bertclf._engine import Engine
 from bertclf._frozen import FrozenMemory, FrozenStates
 from bertclf._inference import predict_logits, prediction_budget
 from bertclf._network import Network
+from bertclf._progress import Progress, Trained
 from bertclf._steps import Descent, LabelledTokens, Optimization, OptimizerState, TrainingSettings, classification_loss
 from bertclf._tasks import Task
 
@@ -40,28 +40,6 @@ class Validation:
 
     labelled: LabelledTokens
     score: Callable[[npt.NDArray[np.float32]], float]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training leaves beside the weights of the network.
-
-    Attributes
-    ----------
-    history : list of dict
-        One row an epoch, see `BertSequenceClassifier.history_`.
-    best_epoch : int or None
-        Epoch, counted from 1, whose weights the network has after early stopping; None without it.
-    optimizer_state : dict of str to Tensor
-        What AdamW remembers of the gradients, to train on from here; empty if that was not asked for.
-    micro_batch_size : int
-        Most texts that went through the network at once.
-    """
-
-    history: list[dict[str, Any]]
-    best_epoch: int | None
-    optimizer_state: OptimizerState
-    micro_batch_size: int
 
 
 def train(
@@ -137,41 +115,31 @@ def train(
     if validation is not None:
         states = _frozen_states(reader, validation.labelled, frozen_memory, is_reused=is_reused)
         watch = _Watch(reader, validation, states, compute=compute)
-    best = None if settings.n_iter_no_change is None else _BestWeights(watches_loss=settings.watches_loss)
-    history: list[dict[str, Any]] = []
-    step = 0
-
-    def so_far() -> Trained:
-        """Return what training has left by now."""
-        state = optimization.state if goes_on else {}
-        return Trained(list(history), None if best is None else best.epoch, state, budget.most_texts)
-
+    so_far = Progress(network, settings=settings, optimization=optimization, budget=budget)
     with tqdm(total=n_steps, unit="step", disable=not verbose) as bar:
         if verbose and engine.why_padded is not None:
             bar.write(f"texts are padded: {engine.why_padded}")
-        for epoch in range(1, settings.epochs + 1):
-            with task.epoch(n_batches=steps_per_epoch, snapshot=lambda: snapshot(so_far())) as epoch_task:
+        while not so_far.is_over:
+            with task.epoch(
+                n_batches=steps_per_epoch, snapshot=lambda: snapshot(so_far.trained(goes_on=goes_on))
+            ) as epoch_task:
                 begun = time.perf_counter()
+                epoch = so_far.epoch + 1
                 batches = random_batches(len(training.tokens), batch_size=settings.batch_size, generator=generator)
                 loss, steps = _train_epoch(descent, batches, epoch=epoch, task=epoch_task, bar=bar)
                 optimization.put_back()
-                step += steps
                 seconds = time.perf_counter() - begun
                 held_out = None if watch is None else watch.measure()
-                history.append(_row(epoch, step, loss, seconds, held_out))
-                optimization.end_epoch(loss if held_out is None else held_out.loss)
+                so_far.end_epoch(_row(epoch, so_far.step + steps, loss, seconds, held_out))
                 if verbose:
-                    bar.write(_line(history[-1], settings.epochs))
-                if best is not None and held_out is not None:
-                    best.see(network, epoch, loss=held_out.loss, score=held_out.score)
-            if epoch_task.is_last or (best is not None and epoch - best.epoch == settings.n_iter_no_change):
-                break
-        if best is not None:
-            best.restore(network)
+                    bar.write(_line(so_far.history[-1], settings.epochs))
+            so_far.is_stopped = epoch_task.is_last
+        if so_far.best is not None:
+            so_far.best.restore(network)
             if verbose:
-                bar.write(f"kept the weights of epoch {best.epoch}")
+                bar.write(f"kept the weights of epoch {so_far.best.epoch}")
     _check_weights(network)
-    return so_far()
+    return so_far.trained(goes_on=goes_on)
 
 
 @dataclass(frozen=True)
@@ -210,40 +178,6 @@ class _Watch:
         )
         score = self._validation.score(logits)
         return _Measured(float(loss), score, time.perf_counter() - begun)
-
-
-class _BestWeights:
-    """The weights of the best epoch so far, kept in the memory of the host.
-
-    The best epoch is the one with the lowest validation loss; or where a score is watched, the one with the highest
-    score, and among equals the one with the lowest loss: on few texts scores such as the accuracy stand still while
-    the loss still falls. A NaN is as bad as can be.
-    """
-
-    def __init__(self, *, watches_loss: bool) -> None:
-        self.epoch = 0
-        self._watches_loss = watches_loss
-        self._value = (-math.inf, -math.inf)
-        self._weights: dict[str, torch.Tensor] = {}
-
-    def see(self, network: Network, epoch: int, *, loss: float, score: float) -> None:
-        """Keep the weights of an epoch if no earlier one was as good."""
-        watched = 0.0 if self._watches_loss else score
-        value = (-math.inf if math.isnan(watched) else watched, -math.inf if math.isnan(loss) else -loss)
-        if not self.epoch or value > self._value:
-            self.epoch, self._value = epoch, value
-            self._weights = {name: weight.to("cpu", copy=True) for name, weight in network.state_dict().items()}
-
-    def restore(self, network: Network) -> None:
-        """Give the network the weights of the best epoch."""
-        network.load_state_dict(self._weights)
-        if self._value[0] == -math.inf:
-            warnings.warn(
-                "scoring gave NaN after every epoch, so early stopping kept the epoch with the lowest validation loss, "
-                f"{self.epoch}. Pass a scorer that is defined on the validation texts.",
-                UserWarning,
-                stacklevel=2,
-            )
 
 
 def _make_engine(

@@ -40,6 +40,7 @@ ROOMS = [
     "_callbacks",
     "_tasks",
     "_steps",
+    "_progress",
     "_training",
     "_persistence",
     "_display",
