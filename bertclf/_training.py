@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from bertclf._engine import Engine
 from bertclf._frozen import FrozenMemory, FrozenStates
 from bertclf._inference import predict_logits, prediction_budget
 from bertclf._network import Network
-from bertclf._progress import Progress, Trained
+from bertclf._progress import Progress, Trained, take_up_weights
+from bertclf._resume import FitFile
 from bertclf._steps import Descent, LabelledTokens, Optimization, OptimizerState, TrainingSettings, classification_loss
 from bertclf._tasks import Task
 
@@ -52,6 +54,7 @@ def train(
     compute: Compute,
     generator: np.random.Generator,
     task: Task,
+    fit_file: FitFile | None = None,
     snapshot: Callable[[Trained], dict[str, Any]],
     frozen_memory: FrozenMemory | None = None,
     goes_on: bool = False,
@@ -79,6 +82,8 @@ def train(
         Source of the order of the texts.
     task : Task
         The fit, as callbacks follow it; they may end an epoch or the training.
+    fit_file : FitFile or None, default=None
+        Where the state after each epoch is kept, and whence the training goes on if it was begun before.
     snapshot : callable
         Returns what a callback can ask for after an epoch, see `Task`, from what training has left by then.
     frozen_memory : FrozenMemory or None, default=None
@@ -104,8 +109,12 @@ def train(
     steps_per_epoch = math.ceil(len(training.tokens) / settings.batch_size)
     n_steps = settings.epochs * steps_per_epoch
     is_reused = settings.epochs > 1
+    masks = KeepMasks(int(generator.integers(1 << 32))) if compute.is_host else None
+    found = None if fit_file is None else fit_file.read()
+    if found is not None:
+        take_up_weights(network, found)
     engine = _make_engine(
-        network, training, reader=reader, settings=settings, compute=compute, generator=generator, whole_table=goes_on
+        network, training, reader=reader, settings=settings, compute=compute, masks=masks, whole_table=goes_on
     )
     states = _frozen_states(engine, training, frozen_memory, is_reused=is_reused)
     optimization = Optimization(engine, settings, n_steps=n_steps, compute=compute, state=optimizer_state)
@@ -115,8 +124,16 @@ def train(
     if validation is not None:
         states = _frozen_states(reader, validation.labelled, frozen_memory, is_reused=is_reused)
         watch = _Watch(reader, validation, states, compute=compute)
-    so_far = Progress(network, settings=settings, optimization=optimization, budget=budget)
-    with tqdm(total=n_steps, unit="step", disable=not verbose) as bar:
+    so_far = Progress(
+        network, settings=settings, optimization=optimization, budget=budget, masks=masks, compute=compute
+    )
+    if found is not None:
+        so_far.take_up(found)
+        _repeat(descent, so_far.history, batch_size=settings.batch_size, generator=generator)
+        del found  # large
+    with tqdm(total=n_steps, initial=so_far.step, unit="step", disable=not verbose) as bar:
+        if verbose and so_far.epoch and fit_file is not None:
+            bar.write(f"goes on after epoch {so_far.epoch}, which is kept in {fit_file.path}")
         if verbose and engine.why_padded is not None:
             bar.write(f"texts are padded: {engine.why_padded}")
         while not so_far.is_over:
@@ -134,6 +151,8 @@ def train(
                 if verbose:
                     bar.write(_line(so_far.history[-1], settings.epochs))
             so_far.is_stopped = epoch_task.is_last
+            if fit_file is not None:
+                fit_file.write(so_far.state())
         if so_far.best is not None:
             so_far.best.restore(network)
             if verbose:
@@ -187,7 +206,7 @@ def _make_engine(
     reader: Engine,
     settings: TrainingSettings,
     compute: Compute,
-    generator: np.random.Generator,
+    masks: KeepMasks | None,
     whole_table: bool,
 ) -> Engine:
     """Return what runs the network in training; on a CPU with cheap dropout, and only the embeddings that are used."""
@@ -198,7 +217,7 @@ def _make_engine(
     return Engine(
         network,
         device=compute.device,
-        masks=KeepMasks(int(generator.integers(1 << 32))),
+        masks=masks,
         token_ids=None if whole_table else np.unique(training.tokens.ids),
         frozen=settings.freeze,
         like=reader,
@@ -217,6 +236,22 @@ def _make_budget(engine: Engine, compute: Compute, *, tell: Callable[[str], obje
     device = compute.device.type
     max_texts = None if engine.is_unpadded else MAX_PADDED_TEXTS.get(device)
     return TokenBudget(MAX_TOKENS[device], max_texts=max_texts, tell=tell)
+
+
+def _repeat(
+    descent: Descent, history: list[dict[str, Any]], *, batch_size: int, generator: np.random.Generator
+) -> None:
+    """Draw the batches of some epochs once more, and keep what the frozen part makes of them.
+
+    Then the next epoch draws what it would have drawn, and finds states that have the same bits: these depend on which
+    texts are run together.
+    """
+    n_texts, step = len(descent.training.tokens), 0
+    for row in history:
+        batches = random_batches(n_texts, batch_size=batch_size, generator=generator)
+        for rows in islice(batches, row["step"] - step):
+            descent.keep_states(rows)
+        step = row["step"]
 
 
 def _train_epoch(

@@ -39,6 +39,7 @@ ROOMS = [
     "_inference",
     "_callbacks",
     "_tasks",
+    "_resume",
     "_steps",
     "_progress",
     "_training",
