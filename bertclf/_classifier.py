@@ -942,7 +942,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
 
             del state["_compute"]
             del state["_engine"], state["_frozen_part"]
-            state["checkpoint"] = to_state(
+            state["network_and_tokenizer"] = to_state(
                 state.pop("model_"), state.pop("tokenizer_"), optimizer_state=state.pop("_optimizer_state")
             )
             state["bertclf_version"] = __version__
@@ -952,7 +952,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         """Rebuild the network, on the device that `device` means on this machine."""
         state = dict(state)
         original = state.pop("bertclf_version", __version__)
-        stored = state.pop("checkpoint", None)
+        stored = state.pop("network_and_tokenizer", None)
         super().__setstate__(state)
         if stored is None:
             return
