@@ -731,7 +731,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         from bertclf._inference import predict_logits, prediction_budget
         from bertclf._memory import open_memory
 
-        engine, budget, memory = self._engine_of_model(), prediction_budget(self._compute), open_memory(self.memory)
+        engine, memory = self._engine_of_model(), open_memory(self.memory)
+        budget = prediction_budget(self._compute, verbose=bool(self.verbose))
         part, frozen_memory = self._frozen_part, None
         if memory is not None and engine.has_states and part is not None and part.is_in(self.model_):
             frozen_memory = FrozenMemory(memory, part.key)

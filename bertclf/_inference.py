@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm.auto import tqdm
 
 from bertclf._budget import TokenBudget
 from bertclf._device import Compute, forget_casts
@@ -16,9 +17,9 @@ from bertclf._tokens import TokenStore
 MAX_TOKENS = {"cpu": 1024, "mps": 16_384, "cuda": 65_536}
 
 
-def prediction_budget(compute: Compute) -> TokenBudget:
+def prediction_budget(compute: Compute, *, verbose: bool) -> TokenBudget:
     """Return how much goes through the network at once in prediction."""
-    return TokenBudget(MAX_TOKENS[compute.device.type])
+    return TokenBudget(MAX_TOKENS[compute.device.type], tell=tqdm.write if verbose else None)
 
 
 def predict_logits(

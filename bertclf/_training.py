@@ -123,7 +123,7 @@ def train(
     watch = None
     if validation is not None:
         states = _frozen_states(reader, validation.labelled, frozen_memory, is_reused=is_reused)
-        watch = _Watch(reader, validation, states, compute=compute)
+        watch = _Watch(reader, validation, states, compute=compute, verbose=verbose)
     so_far = Progress(
         network, settings=settings, optimization=optimization, budget=budget, masks=masks, compute=compute
     )
@@ -174,13 +174,13 @@ class _Watch:
     """Measures a network, as `reader` runs it, on the validation texts."""
 
     def __init__(
-        self, reader: Engine, validation: Validation, states: FrozenStates | None, *, compute: Compute
+        self, reader: Engine, validation: Validation, states: FrozenStates | None, *, compute: Compute, verbose: bool
     ) -> None:
         self._reader = reader
         self._validation = validation
         self._states = states
         self._compute = compute
-        self._budget = prediction_budget(compute)
+        self._budget = prediction_budget(compute, verbose=verbose)
 
     def measure(self) -> _Measured:
         """Return the weighted mean of the cross-entropy, without smoothing, and the score."""
