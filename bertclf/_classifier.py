@@ -50,16 +50,23 @@ if TYPE_CHECKING:
     from bertclf._frozen import FrozenPart
     from bertclf._memory import TextMemory
     from bertclf._network import Network
+    from bertclf._progress import Trained
+    from bertclf._resume import FitFile
     from bertclf._steps import LabelledTokens, TrainingSettings
     from bertclf._tasks import Task
     from bertclf._tokens import TokenStore
-    from bertclf._training import Trained
 
 # What a fit on 2-D input tells of its columns; until a fit is taken on, None where there is nothing to tell.
 COLUMN_ATTRIBUTES = ("n_features_in_", "feature_names_in_")
 
 # Parameters that mean nothing on another machine, or could do harm there.
-PARAMETERS_OF_MACHINE = ("device", "memory")
+PARAMETERS_OF_MACHINE = ("device", "memory", "checkpoint")
+
+# Parameters that a fit need not be started again with, since they change no bit of it, or since what they stand for is
+# compared itself: the weights to start from, the seed, the device and the precision.
+KNOWN_OTHERWISE = frozenset(
+    {"model", "revision", "precision", "device", "memory", "checkpoint", "warm_start", "random_state", "verbose"}
+)
 
 # The rooms that need torch and transformers are imported by the methods that use them: importing bertclf must cost no
 # more than importing scikit-learn.
@@ -141,6 +148,15 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         locks may not hold. It is a file that grows, by 5 bytes a token, some 50 a text and what `freeze` says, and
         holds what can be made again: delete it, and `set_params(memory=None)`, when the search is over. `clear` of a
         `joblib.Memory` deletes it. None keeps nothing.
+    checkpoint : str or path-like, default=None
+        Folder that keeps the state of one fit after each of its epochs, in one file, written whole or not at all. If
+        the fit is killed, `fit` with the same folder, data and parameters goes on after the last epoch that was kept,
+        and ends with the same bits, on one CPU with as many threads, as if it had never been stopped; if it was over,
+        it ends at once with the same result. With `random_state=None` the seed is taken from the file. Other data,
+        parameters or weights to start from are an error, other versions of torch or transformers a warning. Callbacks
+        hear of the epochs that are run. The file takes up to four times as much as the weights, holds nothing that can
+        run, and is yours to delete. It is that of one fit: the fits of a search, or of a `warm_start`, need a folder
+        each. None keeps nothing.
     warm_start : bool, default=False
         Whether `fit` goes on from the weights of the last `fit` or `partial_fit`, head included, instead of loading
         `model` anew: then `model`, `revision`, `pooling` and `dropout` are not looked at, the labels must be the same,
@@ -263,6 +279,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         "precision": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
         "device": [str],
         "memory": [str, os.PathLike, HasMethods(["cache"]), None],
+        "checkpoint": [str, os.PathLike, None],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -296,6 +313,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         precision: str = "auto",
         device: str = "auto",
         memory: Any = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -322,6 +340,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         self.precision = precision
         self.device = device
         self.memory = memory
+        self.checkpoint = checkpoint
         self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
@@ -366,9 +385,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Raises
         ------
         ValueError, TypeError
-            If a parameter, a text, a label or a weight is not what it must be.
+            If a parameter, a text, a label or a weight is not what it must be, or `checkpoint` keeps another fit.
         OSError
-            If the checkpoint can't be found or read.
+            If `model` can't be found or read, or `checkpoint` can't be written.
         ModelFileError
             If a file of the checkpoint is damaged, or asks for code of its own.
         FloatingPointError
@@ -396,6 +415,10 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         )
         compute = choose_compute(device=self.device, precision=self.precision)
         seed = draw_seed(self.random_state)
+        fit_file = None
+        if self.checkpoint is not None:
+            fit_file = self._fit_file(self.checkpoint, labelled, held_out, classes=classes, compute=compute, seed=seed)
+            seed = fit_file.seed
         if self.early_stopping and held_out is None:
             labelled, held_out = split(labelled, fraction=self.validation_fraction, seed=seed)
 
@@ -417,6 +440,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 seed=seed,
                 compute=compute,
                 task=task,
+                fit_file=fit_file,
             )
             attributes |= _fitted_attributes(state, trained, n_iter=len(trained.history))
         self._become(attributes)
@@ -453,7 +477,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         ------
         ValueError, TypeError
             If a parameter, a text, a label or a weight is not what it must be; with `early_stopping=True` or
-            `class_weight="balanced"`, which need all texts at once.
+            `class_weight="balanced"`, which need all texts at once; with a `checkpoint`, as there is one epoch.
         OSError
             If the checkpoint can't be found or read.
         ModelFileError
@@ -707,6 +731,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         seed: int,
         compute: "Compute",
         task: "Task",
+        fit_file: "FitFile | None" = None,
         in_parts: bool = False,
     ) -> tuple[dict[str, Any], "Trained"]:
         """Load or copy the network and train it; return the attributes that predicting needs, and what training left.
@@ -718,6 +743,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         from bertclf._memory import open_memory
         from bertclf._process import compute_without_lost_threads
         from bertclf._random import seeded
+        from bertclf._resume import key_of_start
         from bertclf._training import Validation, train
 
         compute_without_lost_threads()
@@ -731,6 +757,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             if held_out is not None:
                 tokens = _tokenized(held_out, checkpoint, max_length=state["_max_length"], memory=memory)
                 validation = Validation(tokens, self._scorer(held_out, state))
+            if fit_file is not None:
+                stores = [training.tokens] if validation is None else [training.tokens, validation.labelled.tokens]
+                fit_file.add_data("model to start from", key_of_start(network, stores))
 
             def snapshot(so_far: "Trained") -> dict[str, Any]:
                 """Return the attributes of a classifier as training has left it so far."""
@@ -746,6 +775,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 compute=compute,
                 generator=np.random.default_rng(seed),
                 task=task,
+                fit_file=fit_file,
                 snapshot=snapshot,
                 frozen_memory=None if memory is None or part is None else FrozenMemory(memory, part.key),
                 goes_on=in_parts,
@@ -754,6 +784,29 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             )
             network.requires_grad_(True)  # of other weights, autocast would repeat the cast in every batch
         return state, trained
+
+    def _fit_file(
+        self,
+        folder: str | os.PathLike[str],
+        labelled: LabelledTexts,
+        held_out: LabelledTexts | None,
+        *,
+        classes: Classes,
+        compute: "Compute",
+        seed: int,
+    ) -> "FitFile":
+        """Return the file in a folder that keeps the state of this fit, and no other."""
+        from bertclf._resume import FitFile, keys_of_texts
+
+        parameters = {name: value for name, value in self.get_params(deep=False).items() if name not in KNOWN_OTHERWISE}
+        parameters |= {"device": compute.device.type, "precision": str(compute.dtype).removeprefix("torch.")}
+        return FitFile(
+            folder,
+            parameters=parameters,
+            data=keys_of_texts(labelled, classes=classes) | keys_of_texts(held_out, classes=classes, suffix="_val"),
+            seed=seed,
+            takes_any_seed=self.random_state is None,
+        )
 
     def _prepared(
         self,
@@ -814,7 +867,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         from bertclf._process import compute_without_lost_threads
 
         compute_without_lost_threads()
-        engine, budget, memory = self._engine_of_model(), prediction_budget(self._compute), open_memory(self.memory)
+        engine, memory = self._engine_of_model(), open_memory(self.memory)
+        budget = prediction_budget(self._compute, verbose=bool(self.verbose))
         part, frozen_memory = self._frozen_part, None
         if memory is not None and engine.has_states and part is not None and part.is_in(self.model_):
             frozen_memory = FrozenMemory(memory, part.key)
@@ -844,8 +898,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         """
         from sklearn.metrics import check_scoring
 
+        from bertclf._progress import Trained
         from bertclf._random import undisturbed
-        from bertclf._training import Trained
 
         scorer = check_scoring(self, self.scoring)
         texts, labels = held_out.texts.as_list(), metric_labels(held_out.labels)
@@ -894,6 +948,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         """Raise if a parameter needs all texts at once."""
         if self.early_stopping:
             raise ValueError("partial_fit does not support early_stopping=True: it makes one pass. Use fit.")
+        if self.checkpoint is not None:
+            raise ValueError(
+                "partial_fit does not support checkpoint: it makes one pass. Pickle the classifier between calls, and "
+                "pass checkpoint=None."
+            )
         if isinstance(self.class_weight, str):
             raise ValueError(
                 "class_weight='balanced' is not supported for partial_fit, which does not know the texts to come. Pass "
@@ -1054,7 +1113,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             compute_without_lost_threads()
             del state["_compute"]
             del state["_engine"], state["_frozen_part"]
-            state["checkpoint"] = to_state(
+            state["network_and_tokenizer"] = to_state(
                 state.pop("model_"), state.pop("tokenizer_"), optimizer_state=state.pop("_optimizer_state")
             )
             state["bertclf_version"] = __version__
@@ -1064,7 +1123,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         """Rebuild the network, on the device that `device` means on this machine."""
         state = dict(state)
         original = state.pop("bertclf_version", __version__)
-        stored = state.pop("checkpoint", None)
+        stored = state.pop("network_and_tokenizer", None)
         super().__setstate__(state)
         if stored is None:
             return

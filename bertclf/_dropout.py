@@ -25,6 +25,17 @@ class KeepMasks:
     def __init__(self, seed: int) -> None:
         self._bits = np.random.SFC64(seed)
 
+    @property
+    def state(self) -> list[int]:
+        """The state of the generator: four integers of 64 bits."""
+        numbers: list[int] = self._bits.state["state"]["state"].tolist()
+        return numbers
+
+    @state.setter
+    def state(self, numbers: list[int]) -> None:
+        whole = self._bits.state
+        self._bits.state = whole | {"state": {"state": np.array(numbers, dtype=np.uint64)}}
+
     def draw(self, shape: torch.Size, probability: float, *, dtype: torch.dtype = torch.bool) -> torch.Tensor:
         """Return a tensor on the CPU, each element zero with `probability`, rounded to a multiple of 1 / 65536, or one.
 

@@ -122,11 +122,17 @@ class FrozenStates:
         """Return the states of some texts, one after the other, on the device."""
         if self._kept is None:
             return to_device(self._looked_up(rows), self._engine.device)
+        self.keep(rows)
+        return to_device(self._kept[places_of(self._starts, rows)], self._engine.device)
+
+    def keep(self, rows: npt.NDArray[np.int64]) -> None:
+        """Compute the states of some texts if they are to be kept and are not yet."""
+        if self._kept is None:
+            return
         missing = rows[~self._is_kept[rows]]
         if len(missing):
             self._kept[places_of(self._starts, missing)] = self._looked_up(missing)
             self._is_kept[missing] = True
-        return to_device(self._kept[places_of(self._starts, rows)], self._engine.device)
 
     def _looked_up(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         if self._memory is None:

@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm.auto import tqdm
 
 from bertclf._budget import TokenBudget
 from bertclf._device import Compute, forget_casts
@@ -20,10 +21,10 @@ MAX_TOKENS = {"cpu": 1024, "mps": 16_384, "cuda": 65_536}
 MAX_TOKENS_IN_LOWER_PRECISION = MAX_TOKENS | {"cpu": 2048}
 
 
-def prediction_budget(compute: Compute) -> TokenBudget:
+def prediction_budget(compute: Compute, *, verbose: bool) -> TokenBudget:
     """Return how much goes through the network at once in prediction."""
     limits = MAX_TOKENS if compute.dtype == torch.float32 else MAX_TOKENS_IN_LOWER_PRECISION
-    return TokenBudget(limits[compute.device.type])
+    return TokenBudget(limits[compute.device.type], tell=tqdm.write if verbose else None)
 
 
 def predict_logits(

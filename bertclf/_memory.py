@@ -22,11 +22,11 @@ KEYS_PER_QUERY = 500
 SEAL_BYTES = 4
 
 
-def key_of(*parts: str | bytes) -> bytes:
+def key_of(*parts: str | bytes | memoryview) -> bytes:
     """Return 16 bytes that stand for some content; the parts are not run together."""
     digest = blake2b(digest_size=16)
     for part in parts:
-        content = part if isinstance(part, bytes) else part.encode()
+        content = part.encode() if isinstance(part, str) else part
         digest.update(len(content).to_bytes(8, "little"))
         digest.update(content)
     return digest.digest()

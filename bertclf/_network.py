@@ -185,6 +185,13 @@ def _weights_below(network: Network, layer: nn.Module) -> list[nn.Parameter]:
     return [weight for weight, gradient in zip(weights, gradients, strict=True) if gradient is not None]
 
 
+def trained_weights(network: Network) -> dict[str, torch.Tensor]:
+    """Return all that training changes in a network, each tensor once: weights that are not fixed, and buffers."""
+    names = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    buffers = {name: values for name, values in network.state_dict().items() if name not in names}
+    return {name: weight.detach() for name, weight in network.named_parameters() if weight.requires_grad} | buffers
+
+
 def padding_matters(network: Network, token_ids: list[int]) -> bool:
     """Tell whether padding on the right changes the logits of a text, as it does where a network ignores the mask.
 

@@ -45,19 +45,30 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
     """Restore the states of torch's generators of the CPU and of `device` on the way out."""
-    host_state = torch.get_rng_state()
-    device_state = _get_state(device)
+    states = generator_states(device)
     try:
         yield
     finally:
-        torch.set_rng_state(host_state)
-        _set_state(device, device_state)
+        set_generator_states(states, device)
 
 
-def _get_state(device: torch.device) -> torch.Tensor | None:
+def generator_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the states of torch's generators of the CPU and of `device`, by the types of these."""
+    states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        return torch.cuda.get_rng_state(device)
-    return torch.mps.get_rng_state() if device.type == "mps" else None
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_generator_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Give torch's generators of the CPU and of `device` the states that `generator_states` returned."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(states["mps"])
 
 
 def _seed_device(seed: int, device: torch.device) -> None:
@@ -66,10 +77,3 @@ def _seed_device(seed: int, device: torch.device) -> None:
             torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
-
-
-def _set_state(device: torch.device, state: torch.Tensor | None) -> None:
-    if device.type == "cuda" and state is not None:
-        torch.cuda.set_rng_state(state, device)
-    elif device.type == "mps" and state is not None:
-        torch.mps.set_rng_state(state)

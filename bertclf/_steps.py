@@ -114,7 +114,7 @@ class Optimization:
         )
         self.shrinkage = 1.0
         self.scaler = compute.gradient_scaler()
-        self._remember(state or {})
+        self.remember(state or {})
         self.schedule = _make_schedule(self.optimizer, settings, n_steps=n_steps)
 
     @property
@@ -130,7 +130,7 @@ class Optimization:
             for name, value in self.scaler.state_dict().items()
         }
 
-    def _remember(self, state: OptimizerState) -> None:
+    def remember(self, state: OptimizerState) -> None:
         """Take up a copy of what AdamW and the scaler remembered."""
         weights = self.weights
         scaler = self.scaler.state_dict()
@@ -142,6 +142,17 @@ class Optimization:
                 self.optimizer.state[weights[name]][quantity] = value.to(weights[name].device, copy=True)
         if scaler:
             self.scaler.load_state_dict(scaler)
+
+    @property
+    def course(self) -> dict[str, Any]:
+        """How far the schedule is, and the rates of the next step."""
+        return {"schedule": self.schedule.state_dict(), "rates": [group["lr"] for group in self.optimizer.param_groups]}
+
+    @course.setter
+    def course(self, course: dict[str, Any]) -> None:
+        self.schedule.load_state_dict(course["schedule"])
+        for group, rate in zip(self.optimizer.param_groups, course["rates"], strict=True):
+            group["lr"] = rate
 
     @property
     def learning_rate(self) -> float:
@@ -233,6 +244,14 @@ class Descent:
             self.budget.run(self.training.tokens.lengths[rows], add_part, start_over=start_over)
         self.optimization.step()
         return torch.stack(losses).sum()
+
+    def keep_states(self, rows: npt.NDArray[np.int64]) -> None:
+        """Have what the frozen part makes of a batch computed in the parts that a step would take, for their bits."""
+        if self.states is not None:
+            keep = self.states.keep
+            forget_casts()
+            with self.compute.autocast():
+                self.budget.run(self.training.tokens.lengths[rows], lambda positions: keep(rows[positions]))
 
     def _loss(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
         """Return the mean loss of some texts."""

@@ -2,9 +2,9 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from bertclf._engine import Engine
 from bertclf._frozen import FrozenMemory, FrozenStates
 from bertclf._inference import predict_logits, prediction_budget
 from bertclf._network import Network
+from bertclf._progress import Progress, Trained, take_up_weights
+from bertclf._resume import FitFile
 from bertclf._steps import Descent, LabelledTokens, Optimization, OptimizerState, TrainingSettings, classification_loss
 from bertclf._tasks import Task
 
@@ -42,28 +44,6 @@ class Validation:
     score: Callable[[npt.NDArray[np.float32]], float]
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What training leaves beside the weights of the network.
-
-    Attributes
-    ----------
-    history : list of dict
-        One row an epoch, see `BertSequenceClassifier.history_`.
-    best_epoch : int or None
-        Epoch, counted from 1, whose weights the network has after early stopping; None without it.
-    optimizer_state : dict of str to Tensor
-        What AdamW remembers of the gradients, to train on from here; empty if that was not asked for.
-    micro_batch_size : int
-        Most texts that went through the network at once.
-    """
-
-    history: list[dict[str, Any]]
-    best_epoch: int | None
-    optimizer_state: OptimizerState
-    micro_batch_size: int
-
-
 def train(
     network: Network,
     training: LabelledTokens,
@@ -74,6 +54,7 @@ def train(
     compute: Compute,
     generator: np.random.Generator,
     task: Task,
+    fit_file: FitFile | None = None,
     snapshot: Callable[[Trained], dict[str, Any]],
     frozen_memory: FrozenMemory | None = None,
     goes_on: bool = False,
@@ -101,6 +82,8 @@ def train(
         Source of the order of the texts.
     task : Task
         The fit, as callbacks follow it; they may end an epoch or the training.
+    fit_file : FitFile or None, default=None
+        Where the state after each epoch is kept, and whence the training goes on if it was begun before.
     snapshot : callable
         Returns what a callback can ask for after an epoch, see `Task`, from what training has left by then.
     frozen_memory : FrozenMemory or None, default=None
@@ -126,8 +109,12 @@ def train(
     steps_per_epoch = math.ceil(len(training.tokens) / settings.batch_size)
     n_steps = settings.epochs * steps_per_epoch
     is_reused = settings.epochs > 1
+    masks = KeepMasks(int(generator.integers(1 << 32))) if compute.is_host else None
+    found = None if fit_file is None else fit_file.read()
+    if found is not None:
+        take_up_weights(network, found)
     engine = _make_engine(
-        network, training, reader=reader, settings=settings, compute=compute, generator=generator, whole_table=goes_on
+        network, training, reader=reader, settings=settings, compute=compute, masks=masks, whole_table=goes_on
     )
     states = _frozen_states(engine, training, frozen_memory, is_reused=is_reused)
     optimization = Optimization(engine, settings, n_steps=n_steps, compute=compute, state=optimizer_state)
@@ -136,42 +123,42 @@ def train(
     watch = None
     if validation is not None:
         states = _frozen_states(reader, validation.labelled, frozen_memory, is_reused=is_reused)
-        watch = _Watch(reader, validation, states, compute=compute)
-    best = None if settings.n_iter_no_change is None else _BestWeights(watches_loss=settings.watches_loss)
-    history: list[dict[str, Any]] = []
-    step = 0
-
-    def so_far() -> Trained:
-        """Return what training has left by now."""
-        state = optimization.state if goes_on else {}
-        return Trained(list(history), None if best is None else best.epoch, state, budget.most_texts)
-
-    with tqdm(total=n_steps, unit="step", disable=not verbose) as bar:
+        watch = _Watch(reader, validation, states, compute=compute, verbose=verbose)
+    so_far = Progress(
+        network, settings=settings, optimization=optimization, budget=budget, masks=masks, compute=compute
+    )
+    if found is not None:
+        so_far.take_up(found)
+        _repeat(descent, so_far.history, batch_size=settings.batch_size, generator=generator)
+        del found  # large
+    with tqdm(total=n_steps, initial=so_far.step, unit="step", disable=not verbose) as bar:
+        if verbose and so_far.epoch and fit_file is not None:
+            bar.write(f"goes on after epoch {so_far.epoch}, which is kept in {fit_file.path}")
         if verbose and engine.why_padded is not None:
             bar.write(f"texts are padded: {engine.why_padded}")
-        for epoch in range(1, settings.epochs + 1):
-            with task.epoch(n_batches=steps_per_epoch, snapshot=lambda: snapshot(so_far())) as epoch_task:
+        while not so_far.is_over:
+            with task.epoch(
+                n_batches=steps_per_epoch, snapshot=lambda: snapshot(so_far.trained(goes_on=goes_on))
+            ) as epoch_task:
                 begun = time.perf_counter()
+                epoch = so_far.epoch + 1
                 batches = random_batches(len(training.tokens), batch_size=settings.batch_size, generator=generator)
                 loss, steps = _train_epoch(descent, batches, epoch=epoch, task=epoch_task, bar=bar)
                 optimization.put_back()
-                step += steps
                 seconds = time.perf_counter() - begun
                 held_out = None if watch is None else watch.measure()
-                history.append(_row(epoch, step, loss, seconds, held_out))
-                optimization.end_epoch(loss if held_out is None else held_out.loss)
+                so_far.end_epoch(_row(epoch, so_far.step + steps, loss, seconds, held_out))
                 if verbose:
-                    bar.write(_line(history[-1], settings.epochs))
-                if best is not None and held_out is not None:
-                    best.see(network, epoch, loss=held_out.loss, score=held_out.score)
-            if epoch_task.is_last or (best is not None and epoch - best.epoch == settings.n_iter_no_change):
-                break
-        if best is not None:
-            best.restore(network)
+                    bar.write(_line(so_far.history[-1], settings.epochs))
+            so_far.is_stopped = epoch_task.is_last
+            if fit_file is not None:
+                fit_file.write(so_far.state())
+        if so_far.best is not None:
+            so_far.best.restore(network)
             if verbose:
-                bar.write(f"kept the weights of epoch {best.epoch}")
+                bar.write(f"kept the weights of epoch {so_far.best.epoch}")
     _check_weights(network)
-    return so_far()
+    return so_far.trained(goes_on=goes_on)
 
 
 @dataclass(frozen=True)
@@ -187,13 +174,13 @@ class _Watch:
     """Measures a network, as `reader` runs it, on the validation texts."""
 
     def __init__(
-        self, reader: Engine, validation: Validation, states: FrozenStates | None, *, compute: Compute
+        self, reader: Engine, validation: Validation, states: FrozenStates | None, *, compute: Compute, verbose: bool
     ) -> None:
         self._reader = reader
         self._validation = validation
         self._states = states
         self._compute = compute
-        self._budget = prediction_budget(compute)
+        self._budget = prediction_budget(compute, verbose=verbose)
 
     def measure(self) -> _Measured:
         """Return the weighted mean of the cross-entropy, without smoothing, and the score."""
@@ -212,40 +199,6 @@ class _Watch:
         return _Measured(float(loss), score, time.perf_counter() - begun)
 
 
-class _BestWeights:
-    """The weights of the best epoch so far, kept in the memory of the host.
-
-    The best epoch is the one with the lowest validation loss; or where a score is watched, the one with the highest
-    score, and among equals the one with the lowest loss: on few texts scores such as the accuracy stand still while
-    the loss still falls. A NaN is as bad as can be.
-    """
-
-    def __init__(self, *, watches_loss: bool) -> None:
-        self.epoch = 0
-        self._watches_loss = watches_loss
-        self._value = (-math.inf, -math.inf)
-        self._weights: dict[str, torch.Tensor] = {}
-
-    def see(self, network: Network, epoch: int, *, loss: float, score: float) -> None:
-        """Keep the weights of an epoch if no earlier one was as good."""
-        watched = 0.0 if self._watches_loss else score
-        value = (-math.inf if math.isnan(watched) else watched, -math.inf if math.isnan(loss) else -loss)
-        if not self.epoch or value > self._value:
-            self.epoch, self._value = epoch, value
-            self._weights = {name: weight.to("cpu", copy=True) for name, weight in network.state_dict().items()}
-
-    def restore(self, network: Network) -> None:
-        """Give the network the weights of the best epoch."""
-        network.load_state_dict(self._weights)
-        if self._value[0] == -math.inf:
-            warnings.warn(
-                "scoring gave NaN after every epoch, so early stopping kept the epoch with the lowest validation loss, "
-                f"{self.epoch}. Pass a scorer that is defined on the validation texts.",
-                UserWarning,
-                stacklevel=2,
-            )
-
-
 def _make_engine(
     network: Network,
     training: LabelledTokens,
@@ -253,7 +206,7 @@ def _make_engine(
     reader: Engine,
     settings: TrainingSettings,
     compute: Compute,
-    generator: np.random.Generator,
+    masks: KeepMasks | None,
     whole_table: bool,
 ) -> Engine:
     """Return what runs the network in training; on a CPU with cheap dropout, and only the embeddings that are used."""
@@ -264,7 +217,7 @@ def _make_engine(
     return Engine(
         network,
         device=compute.device,
-        masks=KeepMasks(int(generator.integers(1 << 32))),
+        masks=masks,
         token_ids=None if whole_table else np.unique(training.tokens.ids),
         frozen=settings.freeze,
         like=reader,
@@ -283,6 +236,22 @@ def _make_budget(engine: Engine, compute: Compute, *, tell: Callable[[str], obje
     device = compute.device.type
     max_texts = None if engine.is_unpadded else MAX_PADDED_TEXTS.get(device)
     return TokenBudget(MAX_TOKENS[device], max_texts=max_texts, tell=tell)
+
+
+def _repeat(
+    descent: Descent, history: list[dict[str, Any]], *, batch_size: int, generator: np.random.Generator
+) -> None:
+    """Draw the batches of some epochs once more, and keep what the frozen part makes of them.
+
+    Then the next epoch draws what it would have drawn, and finds states that have the same bits: these depend on which
+    texts are run together.
+    """
+    n_texts, step = len(descent.training.tokens), 0
+    for row in history:
+        batches = random_batches(n_texts, batch_size=batch_size, generator=generator)
+        for rows in islice(batches, row["step"] - step):
+            descent.keep_states(rows)
+        step = row["step"]
 
 
 def _train_epoch(

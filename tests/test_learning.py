@@ -11,7 +11,7 @@ from sklearn.base import clone
 from sklearn.metrics import f1_score, log_loss, make_scorer, roc_auc_score
 from sklearn.utils.class_weight import compute_sample_weight
 
-from bertclf import BertSequenceClassifier, _classifier, _training
+from bertclf import BertSequenceClassifier, _classifier, _progress, _training
 from bertclf._engine import Engine
 
 # Texts enough for a stratified split, with some noise so that the loss goes up and down.
@@ -34,13 +34,13 @@ def clf(checkpoint):
 def test_early_stopping_keeps_the_weights_of_the_epoch_with_the_lowest_loss(clf, monkeypatch):
     clf.set_params(epochs=10, early_stopping=True, n_iter_no_change=3)
     kept = []
-    keep = _training._BestWeights.see
+    keep = _progress.BestWeights.see
 
-    def see(self, network, epoch, **measured):
-        keep(self, network, epoch, **measured)
+    def see(self, network, row):
+        keep(self, network, row)
         kept.append({name: weight.clone() for name, weight in network.state_dict().items()})
 
-    monkeypatch.setattr(_training._BestWeights, "see", see)
+    monkeypatch.setattr(_progress.BestWeights, "see", see)
     measuring(monkeypatch, [(0.9, 0.1), (0.5, 0.3), (0.6, 0.9), (0.5, 0.2), (0.7, 0.4), (0.1, 1.0)])
     clf.fit(MANY, NOISY)
 

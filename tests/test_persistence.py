@@ -79,8 +79,8 @@ def test_the_state_is_plain_python_numpy_and_bytes(clf):
 
     state = clf.__getstate__()
     assert plain({name: value for name, value in state.items() if name != "model"})
-    assert isinstance(state["checkpoint"]["weights"], bytes)
-    assert {"tokenizer.json", "tokenizer_config.json"} <= set(state["checkpoint"]["tokenizer"])
+    assert isinstance(state["network_and_tokenizer"]["weights"], bytes)
+    assert {"tokenizer.json", "tokenizer_config.json"} <= set(state["network_and_tokenizer"]["tokenizer"])
 
 
 def test_a_pickle_names_no_class_of_torch_or_transformers(clf):
