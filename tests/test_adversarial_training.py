@@ -376,13 +376,12 @@ def test_row_43_a_training_that_collapses_is_told_with_what_to_try(make: Maker, 
     assert len(np.unique(clf.predict(FILMS), axis=0)) == 1
 
 
-@pytest.mark.parametrize("more", [{}, {"dropout": 0.3}], ids=str)
 @pytest.mark.parametrize("y", TARGETS.values(), ids=TARGETS)
 def test_row_43_a_training_that_learns_something_is_not_and_costs_nothing(
-    make: Maker, asked: list[int], y: Any, more: dict[str, Any]
+    make: Maker, asked: list[int], y: Any
 ) -> None:
     """Warnings are errors here."""
-    clf = make(batch_size=4, epochs=9, learning_rate=1e-2, **more).fit(FILMS, y)
+    clf = make(batch_size=4, epochs=9, learning_rate=5e-3).fit(FILMS, y)
 
     assert clf.history_[-1]["step"] > _collapse.MIN_STEPS
     assert asked == []
