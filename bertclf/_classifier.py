@@ -393,6 +393,14 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         FloatingPointError
             If the training diverges.
 
+        Warns
+        -----
+        UserWarning
+            If the training collapses: after 100 steps or more, the training loss of the last epoch is at least 0.99
+            times that of the best answer that is the same for all texts, which is the entropy of the shares that the
+            classes have in the loss; and the logits of 256 training texts, as far as possible of all classes alike,
+            are less than 0.05 apart.
+
         Notes
         -----
         Where metadata routing passes `X_val` through a search or a cross-validation, scikit-learn cuts it into folds

@@ -33,9 +33,10 @@ def predict_logits(
     *,
     compute: Compute,
     budget: TokenBudget,
+    rows: npt.NDArray[np.int64] | None = None,
     states: FrozenStates | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Run the network over all texts.
+    """Run the network over all texts, or over some.
 
     Parameters
     ----------
@@ -47,30 +48,33 @@ def predict_logits(
         Device and precision; the engine must be made for that device.
     budget : TokenBudget
         How much goes through the network at once; it shrinks where memory runs out.
+    rows : ndarray of int64 or None, default=None
+        Which texts; None for all.
     states : FrozenStates or None, default=None
         What the frozen part of the network makes of the texts; None runs all of it.
 
     Returns
     -------
     ndarray of float32, shape (n_texts, n_classes)
-        Row `i` belongs to text `i`. Each batch leaves the device as soon as it is done.
+        Row `i` belongs to text `i`, or to that of `rows[i]`. Each batch leaves the device as soon as it is done.
     """
-    logits = np.empty((len(store), engine.n_classes), dtype=np.float32)
+    wanted = np.arange(len(store)) if rows is None else rows
+    logits = np.empty((len(wanted), engine.n_classes), dtype=np.float32)
 
-    def fill_in(rows: npt.NDArray[np.int64]) -> None:
+    def fill_in(places: npt.NDArray[np.int64]) -> None:
         """Fill in the logits of some texts."""
-        known = None if states is None else states.of(rows)
-        found = engine.logits(store, rows, states=known).float().cpu().numpy()
+        known = None if states is None else states.of(wanted[places])
+        found = engine.logits(store, wanted[places], states=known).float().cpu().numpy()
         if found.shape[1] != logits.shape[1]:
             raise ValueError(
                 f"model_ gives {found.shape[1]} logits a text, but there are {logits.shape[1]} classes: its head was "
                 "exchanged. Put one with as many outputs in its place, or fit again."
             )
-        logits[rows] = found
+        logits[places] = found
 
     forget_casts()
     with torch.inference_mode(), compute.autocast():
-        budget.run(store.lengths, fill_in)
+        budget.run(store.lengths[wanted], fill_in)
     return logits
 
 

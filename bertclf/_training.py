@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from bertclf._batches import random_batches
 from bertclf._budget import TokenBudget
+from bertclf._collapse import warn_if_collapsed
 from bertclf._device import Compute
 from bertclf._dropout import KeepMasks
 from bertclf._engine import Engine
@@ -158,6 +159,7 @@ def train(
             if verbose:
                 bar.write(f"kept the weights of epoch {so_far.best.epoch}")
     _check_weights(network)
+    warn_if_collapsed(so_far.history, training, reader=reader, settings=settings, compute=compute)
     return so_far.trained(goes_on=goes_on)
 
 

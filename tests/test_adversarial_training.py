@@ -27,6 +27,7 @@ from bertclf import (
     BertSequenceClassifier,
     _checkpoint,
     _classifier,
+    _collapse,
     _device,
     _network,
     _progress,
@@ -38,6 +39,7 @@ from bertclf import (
 )
 from bertclf._embeddings import UsedRows
 from bertclf._engine import Engine
+from bertclf._tokens import TokenStore
 
 Maker = Callable[..., BertSequenceClassifier]
 MANY, MANY_LABELS = TEXTS * 2, LABELS * 2
@@ -335,3 +337,112 @@ def test_row_42_no_memory_for_one_text_is_told_with_what_to_do(
     assert "There is no memory for one text" in caught.value.__notes__[0]
     assert "Lower max_length" in caught.value.__notes__[0]
     assert clf.predict(TEXTS).shape == (len(TEXTS),)
+
+
+# Row 43: a training that ends with the same answer to all texts.
+
+FILMS, FILM_LABELS = TEXTS * 4, LABELS * 4  # 14 steps an epoch in batches of 4
+TOPICS = np.array(
+    [["film" in text, "very" in text, label == "fresh"] for text, label in zip(FILMS, FILM_LABELS, strict=True)],
+    dtype=int,
+)
+RARE = ["rare" if row % 14 == 0 else "usual" for row in range(len(FILMS))]
+TARGETS = {"two classes": FILM_LABELS, "a rare class": RARE, "many labels": TOPICS}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of how many texts the answers were looked at after each training."""
+    numbers: list[int] = []
+    predict_logits = _collapse.predict_logits
+
+    def counting(engine: Engine, store: Any, *, rows: Any, **more: Any) -> np.ndarray:
+        numbers.append(len(rows))
+        return predict_logits(engine, store, rows=rows, **more)
+
+    monkeypatch.setattr(_collapse, "predict_logits", counting)
+    return numbers
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"early_stopping": True, "n_iter_no_change": 8}, {"label_smoothing": 0.2}], ids=str
+)
+@pytest.mark.parametrize("y", TARGETS.values(), ids=TARGETS)
+def test_row_43_a_training_that_collapses_is_told_with_what_to_try(make: Maker, y: Any, more: dict[str, Any]) -> None:
+    clf = make(batch_size=4, epochs=9, learning_rate=0.5, **more)
+    with pytest.warns(UserWarning, match=saying("collapsed", "same answer", "Lower learning_rate", "class_weight")):
+        clf.fit(FILMS, y)
+
+    assert len(np.unique(clf.predict(FILMS), axis=0)) == 1
+
+
+@pytest.mark.parametrize("y", TARGETS.values(), ids=TARGETS)
+def test_row_43_a_training_that_learns_something_is_not_and_costs_nothing(
+    make: Maker, asked: list[int], y: Any
+) -> None:
+    """Warnings are errors here."""
+    clf = make(batch_size=4, epochs=9, learning_rate=5e-3).fit(FILMS, y)
+
+    assert clf.history_[-1]["step"] > _collapse.MIN_STEPS
+    assert asked == []
+
+
+def test_row_43_rare_classes_that_never_win_are_no_collapse(make: Maker) -> None:
+    clf = make(batch_size=4, epochs=8, learning_rate=1e-4).fit(FILMS, RARE)
+
+    assert set(clf.predict(FILMS)) == {"usual"}
+
+
+def test_row_43_nothing_is_said_of_few_steps_of_one_class_or_of_labels_that_never_change(
+    make: Maker, asked: list[int]
+) -> None:
+    make(batch_size=4, epochs=7, learning_rate=0.5).fit(FILMS, FILM_LABELS)
+    clf = make(batch_size=4, epochs=8, learning_rate=0.5, label_smoothing=0.2)
+    clf.fit(FILMS, ["fresh"] * len(FILMS))
+    clf.fit(FILMS, np.array([[1, 0]] * len(FILMS)))
+
+    assert asked == []
+
+
+@pytest.mark.parametrize("more", [{}, {"freeze": "encoder"}], ids=str)
+def test_row_43_a_network_that_has_not_begun_to_learn_is_not_taken_for_a_collapsed_one(
+    make: Maker, asked: list[int], more: dict[str, Any]
+) -> None:
+    make(batch_size=4, epochs=8, learning_rate=1e-6, **more).fit(FILMS, FILM_LABELS)
+
+    assert asked == [len(FILMS)]
+
+
+def test_row_43_at_most_256_texts_are_looked_at_each_class_as_often_as_the_others() -> None:
+    targets = np.array([0] * 1000 + [1] * 7 + [2] * 200)
+    rows = _collapse.some_of_each(targets, 256)
+
+    assert len(set(rows.tolist())) == 256
+    assert np.bincount(targets[rows]).tolist() == [125, 7, 124]
+    assert sorted(_collapse.some_of_each(np.eye(3, dtype=np.float32), 256)) == [0, 1, 2]
+    assert len(_collapse.some_of_each(np.arange(1000), 256)) == 256
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("shape", [(40,), (40, 3)], ids=["classes", "labels"])
+def test_row_43_the_loss_of_the_best_constant_answer_is_the_lowest_that_descent_finds(
+    shape: tuple[int, ...], smoothing: float
+) -> None:
+    drawn = np.random.default_rng(0)
+    targets = drawn.integers(0, 3, shape) if len(shape) == 1 else (drawn.random(shape) < 0.2).astype(np.float32)
+    weights = drawn.random(shape).astype(np.float32)
+    tokens = TokenStore(np.zeros(40, np.int32), np.arange(41), None)
+    training = _steps.LabelledTokens(tokens, targets, weights)
+    constant = _collapse.constant_loss(training, n_classes=3, label_smoothing=smoothing)
+    answer = torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.LBFGS([answer], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        tensors = torch.from_numpy(targets), torch.from_numpy(weights)
+        value = _steps.classification_loss(answer.expand(40, 3), *tensors, label_smoothing=smoothing)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    assert constant == pytest.approx(loss().item(), rel=1e-5)

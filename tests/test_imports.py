@@ -47,6 +47,7 @@ ROOMS = [
     "_resume",
     "_steps",
     "_progress",
+    "_collapse",
     "_training",
     "_persistence",
     "_saving",
