@@ -7,12 +7,14 @@ import os
 import pickle
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzz_models
 import kill_saves
 import numpy as np
 import pytest
@@ -518,10 +520,34 @@ def test_row_37_trust_remote_code_is_never_passed(
     assert not any(asked)
 
 
+def test_rows_33_to_37_the_watch_itself_hears_what_must_not_happen(tmp_path: Path) -> None:
+    watch = fuzz_models.Watch(tmp_path)
+    (tmp_path / "evil.py").write_text("x = 1", encoding="utf-8")
+    pickled = pickle.dumps(Path)
+    deeds: list[Callable[[], object]] = [
+        lambda: open(__file__, "a").close(),
+        lambda: Path("/etc/passwd").read_bytes(),
+        lambda: os.system("true"),
+        lambda: subprocess.run(["true"], check=True),
+        lambda: pickle.loads(pickled),
+        lambda: exec(compile("x = 1", str(tmp_path / "evil.py"), "exec")),
+        lambda: eval(f"'{fuzz_models.CANARY}'"),
+        lambda: socket.socket().close(),
+    ]
+    for deed in deeds:
+        watch.heard.clear()
+        watch.listens = True
+        deed()
+        watch.listens = False
+        assert watch.heard
+    watch.listens = True
+    (tmp_path / "file").write_bytes((tmp_path / "evil.py").read_bytes())
+    watch.listens = False
+    assert len(watch.heard) == 1
+
+
 def test_rows_33_to_37_mutants_are_refused_or_do_no_harm(capsys: pytest.CaptureFixture[str]) -> None:
     """Twenty thousand of them: examples/stress/fuzz_models.py."""
-    import fuzz_models
-
     assert fuzz_models.main(["--mutants=200", "--seed=12345"]) == 0, capsys.readouterr().out
     counted = capsys.readouterr().out.splitlines()[-1]
     assert counted.startswith("seed 12345: 200 mutants")

@@ -3,7 +3,7 @@
 transformers maps the file of the weights into memory and reads nothing of it until the network is first used;
 `from_pretrained` reads all of it once, to compare its SHA-256. So the ways are timed on their own and with what comes
 next: the first prediction of a text. The hash alone, of bytes that are in memory, is the least that the check costs.
-All take turns on a folder that the operating system has in its cache; in the second table each in a fresh process,
+All take turns on a folder that the operating system has in its cache; below the table each in a fresh process,
 from the start of the interpreter to its end, imports included.
 
     python examples/benchmarks/load_time.py
@@ -111,9 +111,12 @@ def main(argv=None):
             for name, taken in seconds.items()
         ],
     )
-    print(f"\nFresh processes; medians of {arguments.processes}.\n\n|  | seconds | times transformers |\n|---|---|---|")
     for name, taken in started.items():
-        print(f"| {name} | {taken:.2f} | {taken / started[PREDICTS]:.2f} |")
+        ratio = taken / started[PREDICTS]
+        print(
+            f"\nIn fresh processes, medians of {arguments.processes}: {name}: {taken:.2f} s, {ratio:.2f} times", end=""
+        )
+    print()
 
 
 if __name__ == "__main__":
