@@ -39,6 +39,7 @@ from bertclf import (
 )
 from bertclf._embeddings import UsedRows
 from bertclf._engine import Engine
+from bertclf._process import lock_for
 from bertclf._tokens import TokenStore
 
 Maker = Callable[..., BertSequenceClassifier]
@@ -148,7 +149,7 @@ def test_row_30_an_interrupted_fit_leaves_everything_as_it_was(
     @functools.wraps(original)
     def interrupt(*arguments: Any, **named: Any) -> Any:
         if next(calls) == call:
-            assert name != "__call__" or _tokens._TOKENIZING.locked()
+            assert name != "__call__" or lock_for(_tokens.TOKENIZING)._is_owned()
             raise KeyboardInterrupt
         return original(*arguments, **named)
 
