@@ -655,7 +655,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         from bertclf._saving import load_folder
 
         choose_compute(device=device, precision="float32")  # before anything is read
-        checkpoint, manifest = load_folder(folder)
+        loaded = load_folder(folder)
+        manifest = loaded.manifest
         names = set(cls._get_param_names()) - set(PARAMETERS_OF_MACHINE)
         known = {name: value for name, value in manifest.parameters.items() if name in names}
         with blaming(Path(folder) / MANIFEST):
@@ -674,7 +675,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 "_optimizer_state": None,
             }
         )
-        classifier._take_on(checkpoint, choose_compute(device=device, precision=classifier.precision))
+        compute = choose_compute(device=device, precision=classifier.precision)
+        classifier._take_on(loaded.checkpoint, compute, engine=loaded.engine if compute.is_host else None)
         return classifier
 
     @property
@@ -976,13 +978,13 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             if attributes[name] is None:
                 del self.__dict__[name]
 
-    def _take_on(self, checkpoint: "Checkpoint", compute: "Compute") -> None:
+    def _take_on(self, checkpoint: "Checkpoint", compute: "Compute", *, engine: "Engine | None" = None) -> None:
         """Take on a network that was trained before and its tokenizer, and place it on a device."""
         from bertclf._engine import Engine
 
         compute.place(checkpoint.network)
         self._compute = compute
-        self._engine = Engine(checkpoint.network, device=compute.device)
+        self._engine = Engine(checkpoint.network, device=compute.device) if engine is None else engine
         self._frozen_part = None
         self.model_ = checkpoint.network
         self.tokenizer_ = checkpoint.tokenizer
