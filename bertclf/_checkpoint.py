@@ -20,8 +20,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError, safe_open
 from tokenizers import Regex, pre_tokenizers
 from tokenizers.models import Unigram
+from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 from transformers import (
     CONFIG_MAPPING,
@@ -37,6 +39,17 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from bertclf._files import ModelFileError
+from bertclf._folder import (
+    CONFIG,
+    MANIFEST,
+    TOKENIZER_CONFIG,
+    WEIGHTS,
+    blaming,
+    parse_json,
+    refuse_adapter,
+    refuse_code,
+)
 from bertclf._network import (
     Network,
     PooledClassifier,
@@ -66,6 +79,9 @@ CHECKPOINT_FILES = [
     "modules.json",
     "*_Pooling/config.json",
 ]
+
+# No network for classification has as many weights, nor one with as many values.
+MOST_TENSORS, MOST_VALUES = 1 << 16, 1 << 34
 
 # Where transformers tells that it loads weights, and which are missing.
 LOGS = ("transformers.modeling_utils", "transformers.utils.loading_report")
@@ -120,13 +136,17 @@ def load_checkpoint(
     ------
     OSError
         If the checkpoint is not there or can't be read.
+    ModelFileError
+        If one of its files is damaged, or asks for code of its own.
     ValueError
-        If transformers can't classify with it, or it asks for code of its own.
+        If transformers can't classify with it.
     """
     folder = _locate(model, revision=revision, verbose=verbose)
     _refuse_foreign_code(folder)
+    _check_weights(folder)
     with _LOADING, _quiet(), torch.device("cpu"):
-        config = AutoConfig.from_pretrained(folder)
+        with blaming(folder / CONFIG):
+            config = AutoConfig.from_pretrained(folder)
         if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             raise ValueError(
                 f"model={str(model)!r} is a {config.model_type}, an architecture that transformers has no "
@@ -134,10 +154,11 @@ def load_checkpoint(
             )
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: position for position, label in enumerate(labels)}
-        config.problem_type = "multi_label_classification" if multilabel else "single_label_classification"
+        config.problem_type = problem_type(len(labels), multilabel=multilabel)
         if dropout is not None:
             override_dropout(config, dropout)
-        tokenizer = load_tokenizer(folder)
+        with blaming(folder / TOKENIZER_CONFIG):
+            tokenizer = load_tokenizer(folder)
         if tokenizer.pad_token_id < config.get_text_config().vocab_size:
             config.pad_token_id = tokenizer.pad_token_id
         network = _load_network(folder, config, _resolve_pooling(pooling, folder, config, tokenizer))
@@ -149,6 +170,13 @@ def load_checkpoint(
             "padding beside a text. Use pooling='mean' or 'last', or if that doesn't help another architecture."
         )
     return Checkpoint(network, tokenizer)
+
+
+def problem_type(n_labels: int, *, multilabel: bool) -> str | None:
+    """Return what transformers calls the problem: it has no name for a single label that each text has."""
+    if multilabel:
+        return "multi_label_classification"
+    return "single_label_classification" if n_labels > 1 else None
 
 
 def build_network(config: PretrainedConfig, pooling: str | None, weights: dict[str, torch.Tensor]) -> Network:
@@ -173,12 +201,52 @@ def build_network(config: PretrainedConfig, pooling: str | None, weights: dict[s
         return network.eval()
 
 
-def blank_network(network: Network) -> Network:
-    """Return a network of the same classes and configuration, whose weights take no memory and have no values."""
-    with _LOADING, _quiet(), torch.device("meta"):
-        if isinstance(network, PooledClassifier):
-            return PooledClassifier(type(network.encoder)(network.config), network.pooling)
-        return type(network)(network.config)
+def needed_weights(
+    config: PretrainedConfig, pooling: str | None, *, most_tensors: int = MOST_TENSORS, most_values: int = MOST_VALUES
+) -> dict[str, torch.Tensor]:
+    """Return the weights that a network has, each once if some are tied, without memory and without values.
+
+    Parameters
+    ----------
+    config, pooling
+        As those of `build_network`.
+    most_tensors, most_values : int
+        What is built of a network that is larger than its weights: about so many tensors, and none of more values.
+
+    Raises
+    ------
+    ValueError
+        If the network is larger.
+    """
+    with _LOADING, _quiet(), torch.device("meta"), _Bounded(most_tensors=most_tensors, most_values=most_values):
+        mapping: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING if pooling is None else MODEL_MAPPING
+        network = mapping[type(config)](config)
+        if pooling is not None:
+            network = PooledClassifier(network, pooling)
+    first_names: dict[int, str] = {}
+    weights = network.state_dict(keep_vars=True)
+    for name, weight in weights.items():
+        first_names.setdefault(id(weight), name)
+    return {name: weights[name] for name in first_names.values()}
+
+
+class _Bounded(TorchFunctionMode):
+    """Stops a configuration that asks for far more than there are weights for, before it fills the memory."""
+
+    CALLS_PER_TENSOR = 50
+
+    def __init__(self, *, most_tensors: int, most_values: int) -> None:
+        super().__init__()
+        self._most_values = most_values
+        self._calls_left = self.CALLS_PER_TENSOR * most_tensors
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch, and count."""
+        result = func(*args, **(kwargs or {}))
+        self._calls_left -= 1
+        if self._calls_left < 0 or (isinstance(result, torch.Tensor) and result.numel() > self._most_values):
+            raise ValueError("it asks for a network that is far larger than the weights")
+        return result
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -186,7 +254,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     Control tokens that a text spells are plain text to it.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is not None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -257,31 +325,46 @@ def _download(name: str, *, revision: str | None, verbose: bool) -> Path:
 
 def _refuse_foreign_code(folder: Path) -> None:
     """Raise if a checkpoint is of no architecture of transformers, or brings code of its own."""
-    for file in (folder / "config.json", folder / "tokenizer_config.json"):
-        settings = _read_json(file)
-        if isinstance(settings, dict) and "auto_map" in settings:
-            raise ValueError(
-                f"{file} asks for code of its own (auto_map), which is never run. Use a checkpoint of an architecture "
-                "that transformers has."
-            )
-    if not (folder / "config.json").is_file():
+    refuse_adapter(os.listdir(folder), folder)
+    for name in (CONFIG, TOKENIZER_CONFIG):
+        refuse_code(_read_json(folder / name), folder / name)
+    if not (folder / CONFIG).is_file():
         raise OSError(f"{folder} holds no config.json: it is no checkpoint. Pass a folder saved by save_pretrained.")
-    model_type = (_read_json(folder / "config.json") or {}).get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    model_type = _read_json(folder / CONFIG).get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"{folder / 'config.json'} has model_type {model_type!r}, which this version of transformers does not "
+            f"{folder / CONFIG} has model_type {model_type!r}, which this version of transformers does not "
             "know. Update transformers, or use another checkpoint."
         )
 
 
-def _read_json(file: Path) -> Any:
-    """Return the content of a JSON file, None if there is none."""
-    if not file.is_file():
-        return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise OSError(f"{file} is not valid JSON: {error}. Get the checkpoint anew.") from error
+def _check_weights(folder: Path) -> None:
+    """Raise if the weights of a checkpoint are no safetensors files, or damaged so that they can't be read."""
+    index = folder / "model.safetensors.index.json"
+    files = [WEIGHTS]
+    if not (folder / WEIGHTS).is_file() and index.is_file():
+        with blaming(index):
+            files = sorted(set(_read_json(index)["weight_map"].values()))
+            if foreign := [name for name in files if not re.fullmatch(r"[\w.-]+\.safetensors", name)]:
+                raise ValueError(f"it lists {foreign[0][:40]!r}, which is no file of safetensors in the folder")
+    for name in files:
+        if not (folder / name).is_file():
+            raise ModelFileError(
+                f"{folder} holds no {name}. Weights in other formats can run code when they are opened and are not "
+                "read: save the checkpoint once with save_pretrained of a recent transformers."
+            )
+        try:
+            with safe_open(folder / name, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ModelFileError(
+                f"{folder / name} is no safetensors file, or is truncated: {error}. Get the checkpoint anew."
+            ) from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds, an empty one if there is no such file."""
+    return parse_json(file.read_bytes(), file) if file.is_file() else {}
 
 
 def _split_control_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -327,9 +410,17 @@ def _resolve_pooling(
 
 def _sentence_pooling(folder: Path) -> str | None:
     """Return the pooling of a sentence-embedding checkpoint, None if the folder says nothing of it."""
-    modules = _read_json(folder / "modules.json") or []
-    paths = [module["path"] for module in modules if str(module.get("type", "")).endswith("Pooling")]
-    settings = _read_json(folder / paths[0] / "config.json") if paths else None
+    if saved := _read_json(folder / MANIFEST).get("pooling"):
+        return str(saved)
+    file = folder / "modules.json"
+    if not file.is_file():
+        return None
+    with blaming(file):
+        modules = json.loads(file.read_text(encoding="utf-8"))
+        paths = [module["path"] for module in modules if str(module.get("type", "")).endswith("Pooling")]
+        if any(Path(path).name != path for path in paths):
+            raise ValueError(f"it names {paths[0][:40]!r}, which is no folder in that of the checkpoint")
+    settings = _read_json(folder / paths[0] / CONFIG) if paths else {}
     if not settings:
         return None
     modes = {
@@ -351,20 +442,14 @@ def _sentence_pooling(folder: Path) -> str | None:
 def _load_network(folder: Path, config: PretrainedConfig, pooling: str | None) -> Network:
     """Load the weights into the architecture's own classifier, or into an encoder with a pooling and a head."""
     loader = AutoModelForSequenceClassification if pooling is None else AutoModel
-    try:
-        network, report = loader.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except OSError as error:
-        raise OSError(
-            f"{folder} holds no model.safetensors. Weights in other formats can run code when they are opened and are "
-            "not read: save the checkpoint once with save_pretrained of a recent transformers."
-        ) from error
+    network, report = loader.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
     _warn_about_missing_weights(folder, network, report)
     _take_over(network)
     return network if pooling is None else PooledClassifier(network, pooling).eval()

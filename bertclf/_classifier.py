@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -13,12 +14,19 @@ import numpy.typing as npt
 from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
-from sklearn.utils._param_validation import HasMethods, Interval, InvalidParameterError, StrOptions
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    InvalidParameterError,
+    StrOptions,
+    validate_parameter_constraints,
+)
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bertclf._callbacks import CallbackSupportMixin, Silence, with_callbacks
 from bertclf._defaults import automatic_epochs, automatic_learning_rate
 from bertclf._inputs import Texts, read_in_parts, read_texts
+from bertclf._manifest import FITTED, encode
 from bertclf._targets import (
     Classes,
     LabelledTexts,
@@ -56,6 +64,9 @@ COLUMN_ATTRIBUTES = ("n_features_in_", "feature_names_in_")
 KNOWN_OTHERWISE = frozenset(
     {"model", "revision", "precision", "device", "memory", "checkpoint", "warm_start", "random_state", "verbose"}
 )
+
+# Parameters that mean nothing on another machine, or could do harm there.
+PARAMETERS_OF_MACHINE = ("device", "memory", "checkpoint")
 
 # The rooms that need torch and transformers are imported by the methods that use them: importing bertclf must cost no
 # more than importing scikit-learn.
@@ -377,6 +388,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             If a parameter, a text, a label or a weight is not what it must be, or `checkpoint` keeps another fit.
         OSError
             If `model` can't be found or read, or `checkpoint` can't be written.
+        ModelFileError
+            If a file of `model` is damaged or asks for code of its own, or the file in `checkpoint` is damaged.
         FloatingPointError
             If the training diverges.
 
@@ -475,6 +488,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             `class_weight="balanced"`, which need all texts at once; with a `checkpoint`, as there is one epoch.
         OSError
             If the checkpoint can't be found or read.
+        ModelFileError
+            If a file of the checkpoint is damaged, or asks for code of its own.
         FloatingPointError
             If the training diverges.
         """
@@ -584,6 +599,117 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         """
         probabilities = self.predict_proba(X)
         return self._classes.decode(probabilities)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Save the fitted classifier to a folder, from which `from_pretrained` loads it without running any code.
+
+        The folder is a model folder of Hugging Face. Where `model_` is the sequence-classification class of
+        transformers, `transformers.pipeline("text-classification", model=folder)` gives the same labels and
+        probabilities; `truncation=True` in its calls cuts texts as `max_length` does. Else `bertclf.json` names the
+        pooling, and `transformers.AutoModel.from_pretrained(folder)` loads the encoder.
+
+        Parameters
+        ----------
+        folder : str or path-like
+            A new folder, an empty one, or one that was saved before, which is replaced: whole or not at all, even if
+            the process is killed or the power fails. A folder that holds anything else is refused.
+
+        Raises
+        ------
+        NotFittedError
+            If the classifier is not fitted.
+        ValueError
+            If a parameter is not what it must be, a weight is not finite, or modules of `model_` were exchanged.
+        OSError
+            If the folder can't be written, or holds anything else. It is as it was, and nothing is left beside it.
+
+        Warns
+        -----
+        UserWarning
+            If a parameter can't be written as JSON, such as a function as `scoring`, or a RandomState: it will have its
+            default.
+
+        Notes
+        -----
+        Not kept are `memory` and `device`, which are of this machine, what AdamW remembers between calls of
+        `partial_fit`, callbacks, and requests of metadata routing. Parameters are kept in types of Python: paths become
+        str.
+        """
+        from bertclf._saving import save_folder
+
+        check_is_fitted(self)
+        self._check_parameters()
+        save_folder(
+            folder,
+            self.model_,
+            self.tokenizer_,
+            parameters=self._parameters_to_save(),
+            classes=self._classes,
+            takes_pairs=self._takes_pairs,
+            max_length=self._max_length,
+            n_columns=getattr(self, "n_features_in_", None),
+            column_names=getattr(self, "feature_names_in_", None),
+            truncation=self.truncation_,
+            fitted={name: getattr(self, name) for name in FITTED},
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], device: str = "auto") -> Self:
+        """Load a classifier that `save_pretrained` has written.
+
+        Nothing in the folder is run: no pickle is opened, no code of a model or a tokenizer imported, no link followed,
+        and no file read that `bertclf.json` does not list with its size and its SHA-256. These tell damage. Who can
+        write into the folder can exchange them as well, and make the classifier say what they like.
+
+        Parameters
+        ----------
+        folder : str or path-like
+            The folder.
+        device : str, default="auto"
+            Device of torch to run on, as the parameter of the classifier, which takes it on.
+
+        Returns
+        -------
+        BertSequenceClassifier
+            The fitted classifier. It predicts the same as the saved one, on the same kind of machine to the last bit.
+
+        Raises
+        ------
+        ModelFileError
+            If a file is damaged, missing or refused. The message names it, and the reason.
+        OSError
+            If the folder is not there or can't be read.
+        ValueError
+            If the device isn't there.
+        """
+        from bertclf._device import choose_compute
+        from bertclf._folder import MANIFEST, blaming
+        from bertclf._saving import load_folder
+
+        choose_compute(device=device, precision="float32")  # before anything is read
+        loaded = load_folder(folder)
+        manifest = loaded.manifest
+        names = set(cls._get_param_names()) - set(PARAMETERS_OF_MACHINE)
+        known = {name: value for name, value in manifest.parameters.items() if name in names}
+        with blaming(Path(folder) / MANIFEST):
+            classifier = cls(**(known | {"device": device}))
+            validate_parameter_constraints(classifier._parameter_constraints, known, caller_name=cls.__name__)
+        classifier._become(
+            manifest.fitted
+            | {
+                "classes_": manifest.classes.values,
+                "truncation_": manifest.truncation,
+                "n_features_in_": manifest.n_columns,
+                "feature_names_in_": manifest.column_names and np.array(manifest.column_names, dtype=object),
+                "_indicator_dtype": getattr(manifest.classes.indicator_dtype, "str", None),
+                "_takes_pairs": manifest.takes_pairs,
+                "_max_length": manifest.max_length,
+                "_optimizer_state": None,
+            }
+        )
+        compute = choose_compute(device=device, precision=classifier.precision)
+        classifier._take_on(loaded.checkpoint, compute, engine=loaded.engine if compute.is_host else None)
+        return classifier
 
     @property
     def _frozen(self) -> int | str:
@@ -919,6 +1045,34 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             if attributes[name] is None:
                 del self.__dict__[name]
 
+    def _take_on(self, checkpoint: "Checkpoint", compute: "Compute", *, engine: "Engine | None" = None) -> None:
+        """Take on a network that was trained before and its tokenizer, and place it on a device."""
+        from bertclf._engine import Engine
+
+        compute.place(checkpoint.network)
+        self._compute = compute
+        self._engine = Engine(checkpoint.network, device=compute.device) if engine is None else engine
+        self._frozen_part = None
+        self.model_ = checkpoint.network
+        self.tokenizer_ = checkpoint.tokenizer
+
+    def _parameters_to_save(self) -> dict[str, Any]:
+        """Return the parameters that a folder can hold and that mean something on another machine."""
+        parameters = self.get_params(deep=False) | {"model": os.fspath(self.model)}
+        kept = {name: value for name, value in parameters.items() if name not in PARAMETERS_OF_MACHINE}
+        for name, value in list(kept.items()):
+            try:
+                encode(value)
+            except TypeError as error:
+                del kept[name]
+                warnings.warn(
+                    f"{name}={value!r} is not saved, since {error}: the loaded classifier will have the default. Set "
+                    "it after loading, if you fit again.",
+                    UserWarning,
+                    stacklevel=3,
+                )
+        return kept
+
     @property
     def _has_callbacks(self) -> bool:
         """Whether anyone listens: contexts of callbacks would be kept for every batch until the fit ends."""
@@ -966,18 +1120,12 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         if stored is None:
             return
         from bertclf._device import compute_after_loading
-        from bertclf._engine import Engine
         from bertclf._persistence import InconsistentBertclfVersionWarning, from_state
 
         if original != __version__:
             warnings.warn(InconsistentBertclfVersionWarning(current=__version__, original=original), stacklevel=2)
         checkpoint, self._optimizer_state = from_state(stored)
-        self._compute = compute_after_loading(device=self.device, precision=self.precision)
-        self._compute.place(checkpoint.network)
-        self.model_ = checkpoint.network
-        self._engine = Engine(self.model_, device=self._compute.device)
-        self._frozen_part = None
-        self.tokenizer_ = checkpoint.tokenizer
+        self._take_on(checkpoint, compute_after_loading(device=self.device, precision=self.precision))
 
 
 class _WithKnownLogits(BertSequenceClassifier):

@@ -106,14 +106,17 @@ def folder_to_read(folder: str | os.PathLike[str]) -> Path:
 
 def _check_replaceable(folder: Path, *, marker: str, names: Collection[str]) -> None:
     """Raise if a folder holds what may not be lost, or can't be exchanged for another."""
-    if not os.path.lexists(folder):
+    try:
+        is_current = os.path.samestat(os.stat(folder), os.stat("."))
+        with os.scandir(folder) as entries:
+            found = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
+    except FileNotFoundError:
         return
-    if not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "A file is where the folder should be. Name another folder", folder)
-    if os.path.samestat(os.stat(folder), os.stat(".")):
+    except NotADirectoryError as error:
+        message = "A file is where the folder should be. Name another folder"
+        raise NotADirectoryError(errno.ENOTDIR, message, folder) from error
+    if is_current:
         raise OSError(errno.EBUSY, "The current folder can't be replaced. Name a folder inside it", folder)
-    with os.scandir(folder) as entries:
-        found = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
     foreign = sorted(name for name, is_file in found.items() if name not in names or not is_file)
     if foreign or (found and marker not in found):
         what = f"holds {foreign[0]}" if foreign else f"lacks {marker}"

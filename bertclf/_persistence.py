@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from sklearn.exceptions import InconsistentVersionWarning
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from bertclf._checkpoint import Checkpoint, blank_network, build_network, load_tokenizer
+from bertclf._checkpoint import Checkpoint, build_network, load_tokenizer, needed_weights
 from bertclf._network import Network, PooledClassifier
 
 
@@ -35,23 +35,16 @@ def to_state(
 ) -> dict[str, Any]:
     """Return a network, a tokenizer and the state of an optimiser as str and bytes, wherever they were.
 
-    The files of the tokenizer pass through a temporary folder, since transformers writes them to a folder only.
-
     Raises
     ------
     ValueError
         If the network has other weights than its configuration says, so that it could not be built again.
     """
-    _check_unaltered(network)
-    pooling = network.pooling if isinstance(network, PooledClassifier) else None
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
     return {
         "config": json.dumps(network.config.to_dict()),
-        "pooling": pooling,
-        "weights": save(_untied(network.state_dict())),
-        "tokenizer": files,
+        "pooling": pooling_of(network),
+        "weights": save(weights_of(network)),
+        "tokenizer": files_of(tokenizer),
         "optimizer": None if optimizer_state is None else save(_untied(optimizer_state)),
     }
 
@@ -61,19 +54,42 @@ def from_state(state: dict[str, Any]) -> tuple[Checkpoint, dict[str, torch.Tenso
     network = build_network(
         AutoConfig.for_model(**json.loads(state["config"])), state["pooling"], load(state["weights"])
     )
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in state["tokenizer"].items():
-            (Path(folder) / name).write_bytes(content)
-        tokenizer = load_tokenizer(Path(folder))
     optimizer = state["optimizer"]
-    return Checkpoint(network, tokenizer), None if optimizer is None else load(optimizer)
+    checkpoint = Checkpoint(network, tokenizer_of(state["tokenizer"]))
+    return checkpoint, None if optimizer is None else load(optimizer)
 
 
-def _check_unaltered(network: Network) -> None:
-    """Raise if a network can't be built again from its configuration and its weights."""
-    expected, found = (
-        {name: weight.shape for name, weight in each.state_dict().items()} for each in (blank_network(network), network)
-    )
+def pooling_of(network: Network) -> str | None:
+    """Return the pooling of a network, None if it is that of the architecture's own class."""
+    return network.pooling if isinstance(network, PooledClassifier) else None
+
+
+def files_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    """Return the files of a tokenizer by name. They pass through a temporary folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
+
+
+def tokenizer_of(files: dict[str, bytes]) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that some files make. They pass through a temporary folder, in which nothing else is."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        return load_tokenizer(Path(folder))
+
+
+def weights_of(network: Network) -> dict[str, torch.Tensor]:
+    """Return the weights of a network on the CPU, each once.
+
+    Raises
+    ------
+    ValueError
+        If it has other weights than its configuration says, so that it could not be built again.
+    """
+    weights = _untied(network.state_dict())
+    needed = needed_weights(network.config, pooling_of(network))
+    expected, found = ({name: weight.shape for name, weight in each.items()} for each in (needed, weights))
     altered = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if altered:
         raise ValueError(
@@ -81,6 +97,7 @@ def _check_unaltered(network: Network) -> None:
             "configuration says, since modules of it were exchanged after the fit. Save model_.state_dict() with "
             "safetensors, and exchange the modules again after loading."
         )
+    return weights
 
 
 def _untied(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

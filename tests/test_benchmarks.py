@@ -9,6 +9,7 @@ import gpu
 import grid_search
 import growth
 import latency
+import load_time
 import parity
 import peak_memory
 import predict_speed
@@ -74,6 +75,14 @@ def test_latency_is_held_against_the_bare_pass(options: list[str], capsys: pytes
     (table,) = tables(capsys.readouterr().out)
     assert [row[0] for row in table] == [latency.OURS, latency.BARE, latency.TOKENIZATION]
     assert table[1][2] == "1.00"
+
+
+def test_loading_is_held_against_transformers(options: list[str], capsys: pytest.CaptureFixture[str]):
+    load_time.main([options[1], "--repeats=1", "--processes=0"])
+    (table,) = tables(capsys.readouterr().out)
+    by_way = {way: cells for way, *cells in table}
+    assert {load_time.OURS, load_time.OURS_PREDICTS, load_time.PREDICTS, load_time.HASH} <= by_way.keys()
+    assert by_way[load_time.NETWORK][1] == by_way[load_time.TOKENIZER][2] == "1.00"
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import transformers
 from conftest import LABELS, TEXTS
 from transformers.utils import logging as transformers_logging
 
-from bertclf import BertSequenceClassifier
+from bertclf import BertSequenceClassifier, ModelFileError
 from bertclf._checkpoint import _quiet, load_checkpoint
 from bertclf._network import PooledClassifier, output_layer
 
@@ -155,7 +155,7 @@ def test_a_folder_without_config_is_no_checkpoint(tmp_path):
 
 def test_a_broken_config_names_the_file(folder):
     (folder / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(OSError, match=r"config.json is not valid JSON"):
+    with pytest.raises(ModelFileError, match=r"config.json is not valid JSON"):
         load_checkpoint(folder, **DEFAULTS)
 
 
@@ -182,7 +182,7 @@ def test_code_in_a_checkpoint_is_refused(folder, file):
 def test_weights_in_a_format_that_can_run_code_are_not_read(folder):
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(OSError, match=r"holds no model.safetensors"):
+    with pytest.raises(ModelFileError, match=r"holds no model.safetensors"):
         load_checkpoint(folder, **DEFAULTS)
 
 
@@ -235,7 +235,7 @@ def lay_out_cache(cache, checkpoint, *, commit="0123456789abcdef0123456789abcdef
 def fit_in_a_new_process(model, **environment):
     """Fit by name as a user would, configured by environment variables alone; return what it prints."""
     code = f"""
-        from bertclf import BertSequenceClassifier
+        from bertclf import BertSequenceClassifier, ModelFileError
         clf = BertSequenceClassifier({model!r}, epochs=1, random_state=0)
         print(clf.fit({TEXTS!r}, {LABELS!r}).predict_proba(["a fine film"]).shape)
     """

@@ -1,9 +1,10 @@
 """Files and folders replaced whole or not at all: on full disks, interrupted, killed, by several at once."""
 
 import errno
-import multiprocessing
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,23 +158,87 @@ def test_a_save_that_is_under_way_is_not_deleted_by_another_one(folder, way):
     assert os.listdir(folder.parent) == ["model"]
 
 
-def _save_often(folder, content, n_times, way):
-    if way == "set aside":
-        _files._exchange = lambda first, second: False
-    for _ in range(n_times):
-        saved(folder, content)
+# Run in processes that import nothing of the package but the room, and so may fork.
+SAVE = """
+import importlib.util, os, signal, sys
+from pathlib import Path
+
+specification = importlib.util.spec_from_file_location("_files", sys.argv[3])
+_files = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(_files)
+
+folder, way = Path(sys.argv[1]) / "model", sys.argv[2]
+if way == "set aside":
+    _files._exchange = lambda first, second: False
 
 
-def test_several_processes_may_replace_one_folder_at_once(folder, way):
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_save_often, args=(folder, content, 40, way)) for content in ("one", "two")]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    assert contents(folder) in ({"marker": content, "other": content} for content in ("one", "two"))
-    assert os.listdir(folder.parent) == ["model"]
+def save(content):
+    def write(path):
+        for name in ("marker", "other"):
+            (path / name).write_text(content, encoding="utf-8")
+
+    _files.replace_folder(folder, write, marker="marker", names={"marker", "other"})
+"""
+
+KILLED_AT_EVERY_STEP = """
+def save_until(n_steps):
+    left = [n_steps]
+
+    def count(event, arguments):
+        if event.startswith(("open", "os.", "shutil.", "ctypes.call")):
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    save("new")
+    os._exit(0)
+
+
+n_steps, is_killed, found = 0, True, set()
+while is_killed:
+    n_steps += 1
+    save("old")
+    if not (child := os.fork()):
+        save_until(n_steps)
+    is_killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    place = _files.folder_to_read(folder)
+    contents = {file.name: file.read_text(encoding="utf-8") for file in place.iterdir()}
+    assert contents in ({name: content for name in ("marker", "other")} for content in ("old", "new")), contents
+    found.add((contents["marker"], place == folder))
+assert os.listdir(folder.parent) == ["model"]
+print(n_steps, sorted(found))
+"""
+
+AT_ONCE = """
+def save_often(content):
+    try:
+        for _ in range(20):
+            save(content)
+    except BaseException as error:
+        os.write(2, repr(error).encode())
+        os._exit(1)
+    os._exit(0)
+
+
+children = [os.fork() or save_often(content) for content in ("one", "two", "three")]
+assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+contents = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
+assert contents["marker"] == contents["other"], contents
+assert os.listdir(folder.parent) == ["model"], os.listdir(folder.parent)
+"""
+
+
+def run_alone(script, folder, way):
+    """Run a script that saves, and return what it prints."""
+    command = [sys.executable, "-c", SAVE + script, str(folder), way, _files.__file__]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def test_several_processes_may_replace_one_folder_at_once(tmp_path, way):
+    run_alone(AT_ONCE, tmp_path, way)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "photos"])
@@ -225,3 +290,10 @@ def test_a_file_is_written_by_a_function_too(tmp_path):
 
 def test_the_error_of_broken_model_files_is_a_value_error():
     assert issubclass(ModelFileError, ValueError)
+
+
+def test_killed_at_any_step_a_save_leaves_the_old_folder_or_the_new(tmp_path, way):
+    n_steps, found = run_alone(KILLED_AT_EVERY_STEP, tmp_path, way).split(maxsplit=1)
+    assert int(n_steps) > 20
+    in_place = [("new", True), ("old", True)]
+    assert found.strip() == str(sorted([*in_place, ("old", False)] if way == "set aside" else in_place))

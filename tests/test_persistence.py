@@ -93,6 +93,11 @@ def test_a_pickle_names_no_class_of_torch_or_transformers(clf):
     assert not {module for module in modules if module.startswith(("torch", "transformers"))}
 
 
+def test_a_classifier_of_one_class_pickles(checkpoint):
+    clf = BertSequenceClassifier(checkpoint, epochs=1, random_state=0).fit(TEXTS, ["fresh"] * len(TEXTS))
+    assert set(pickle.loads(pickle.dumps(clf)).predict(TEXTS)) == {"fresh"}
+
+
 def test_pickling_changes_nothing_and_is_silent(clf, capfd):
     before = dict(vars(clf))
     pickle.loads(pickle.dumps(clf))

@@ -21,9 +21,10 @@ def test_parameter_table_is_the_signature():
     assert list(documented.items()) == [(name, parameter.default) for name, parameter in signature.items()]
 
 
-def test_python_examples_run(checkpoint: Path):
+def test_python_examples_run(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     code = "\n".join(blocks)
     assert code.count('model="bert-base-uncased"') == code.count("BertSequenceClassifier(")
     namespace: dict[str, object] = {}
