@@ -59,14 +59,14 @@ if TYPE_CHECKING:
 # What a fit on 2-D input tells of its columns; until a fit is taken on, None where there is nothing to tell.
 COLUMN_ATTRIBUTES = ("n_features_in_", "feature_names_in_")
 
-# Parameters that mean nothing on another machine, or could do harm there.
-PARAMETERS_OF_MACHINE = ("device", "memory", "checkpoint")
-
 # Parameters that a fit need not be started again with, since they change no bit of it, or since what they stand for is
 # compared itself: the weights to start from, the seed, the device and the precision.
 KNOWN_OTHERWISE = frozenset(
     {"model", "revision", "precision", "device", "memory", "checkpoint", "warm_start", "random_state", "verbose"}
 )
+
+# Parameters that mean nothing on another machine, or could do harm there.
+PARAMETERS_OF_MACHINE = ("device", "memory", "checkpoint")
 
 # The rooms that need torch and transformers are imported by the methods that use them: importing bertclf must cost no
 # more than importing scikit-learn.
@@ -389,7 +389,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         OSError
             If `model` can't be found or read, or `checkpoint` can't be written.
         ModelFileError
-            If a file of the checkpoint is damaged, or asks for code of its own.
+            If a file of `model` is damaged or asks for code of its own, or the file in `checkpoint` is damaged.
         FloatingPointError
             If the training diverges.
 
@@ -695,7 +695,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
 
         choose_compute(device=device, precision="float32")  # before anything is read
         compute_without_lost_threads()
-        checkpoint, manifest = load_folder(folder)
+        loaded = load_folder(folder)
+        manifest = loaded.manifest
         names = set(cls._get_param_names()) - set(PARAMETERS_OF_MACHINE)
         known = {name: value for name, value in manifest.parameters.items() if name in names}
         with blaming(Path(folder) / MANIFEST):
@@ -714,7 +715,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 "_optimizer_state": None,
             }
         )
-        classifier._take_on(checkpoint, choose_compute(device=device, precision=classifier.precision))
+        compute = choose_compute(device=device, precision=classifier.precision)
+        classifier._take_on(loaded.checkpoint, compute, engine=loaded.engine if compute.is_host else None)
         return classifier
 
     @property
@@ -1059,13 +1061,13 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         """Return what to predict with: a fit that ends in another thread meanwhile changes nothing of it."""
         return copy.copy(self)
 
-    def _take_on(self, checkpoint: "Checkpoint", compute: "Compute") -> None:
+    def _take_on(self, checkpoint: "Checkpoint", compute: "Compute", *, engine: "Engine | None" = None) -> None:
         """Take on a network that was trained before and its tokenizer, and place it on a device."""
         from bertclf._engine import Engine
 
         compute.place(checkpoint.network)
         self._compute = compute
-        self._engine = Engine(checkpoint.network, device=compute.device)
+        self._engine = Engine(checkpoint.network, device=compute.device) if engine is None else engine
         self._frozen_part = None
         self.model_ = checkpoint.network
         self.tokenizer_ = checkpoint.tokenizer

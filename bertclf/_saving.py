@@ -7,9 +7,11 @@ import os
 import platform
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import save
@@ -23,6 +25,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from bertclf._checkpoint import Checkpoint, build_network, needed_weights, problem_type
+from bertclf._device import choose_compute
+from bertclf._engine import Engine
 from bertclf._files import ModelFileError, folder_to_read, replace_folder
 from bertclf._folder import (
     CONFIG,
@@ -41,6 +45,7 @@ from bertclf._folder import (
     refuse_adapter,
     refuse_code,
 )
+from bertclf._inference import predict_logits, prediction_budget
 from bertclf._manifest import Manifest
 from bertclf._network import Network, encoder_of, takes_segments
 from bertclf._persistence import files_of, pooling_of, tokenizer_of, weights_of
@@ -128,15 +133,17 @@ def save_folder(
     replace_folder(folder, write, marker=MANIFEST, names=MODEL_FILES)
 
 
-def load_folder(folder: str | os.PathLike[str]) -> tuple[Checkpoint, Manifest]:
-    """Read a model folder that `save_folder` has written, or somebody who means harm.
+@dataclass(frozen=True)
+class Loaded:
+    """What a model folder holds: network, on the CPU, and tokenizer, what is known beside them, and how to run them."""
 
-    Returns
-    -------
-    checkpoint : Checkpoint
-        Network, on the CPU, and tokenizer.
-    manifest : Manifest
-        What is known beside them.
+    checkpoint: Checkpoint
+    manifest: Manifest
+    engine: Engine
+
+
+def load_folder(folder: str | os.PathLike[str]) -> Loaded:
+    """Read a model folder that `save_folder` has written, or somebody who means harm.
 
     Raises
     ------
@@ -163,7 +170,7 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[Checkpoint, Manifest]:
                     raise
 
 
-def _read(source: ModelFolder) -> tuple[Checkpoint, Manifest]:
+def _read(source: ModelFolder) -> Loaded:
     """Read the files of an opened folder."""
     names, weights_file = source.names(), source.path / WEIGHTS
     refuse_adapter(names, source.path)
@@ -205,9 +212,9 @@ def _read(source: ModelFolder) -> tuple[Checkpoint, Manifest]:
         checkpoint = Checkpoint(network, tokenizer)
         check_finite(tensors, file=weights_file)
         with blaming(source.path / MANIFEST):
-            _check_works(checkpoint, manifest)
+            engine = _tried(checkpoint, manifest)
         check_hash(digest.result(), sha256, weights_file)
-    return checkpoint, manifest
+    return Loaded(checkpoint, manifest, engine)
 
 
 def _settings_of(network: Network) -> dict[str, Any]:
@@ -302,8 +309,8 @@ def _read_tokenizer(files: dict[str, bytes], manifest: Manifest, folder: Path) -
     return tokenizer
 
 
-def _check_works(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    """Raise if the parts of a classifier don't fit together, by trying them on a text."""
+def _tried(checkpoint: Checkpoint, manifest: Manifest) -> Engine:
+    """Return what runs the network on the CPU, or raise if the parts of a classifier don't fit together."""
     network, tokenizer, pairs = checkpoint.network, checkpoint.tokenizer, manifest.takes_pairs
     limit, max_length = checkpoint.length_limit, manifest.max_length
     if resolve_max_length(max_length, limit, tokenizer, pairs=pairs) != max_length:
@@ -312,22 +319,19 @@ def _check_works(checkpoint: Checkpoint, manifest: Manifest) -> None:
     known = range(embeddings.num_embeddings)
     if max(tokenizer.get_vocab().values()) not in known or network.config.pad_token_id not in known:
         raise ValueError("the tokenizer has tokens that the network does not know")
-    with_segments = takes_segments(network, tokenizer)
     tokens = tokenize(
         ["a text"],
         ["another"] if pairs else None,
         tokenizer=tokenizer,
         max_length=max_length,
-        with_segments=with_segments,
+        with_segments=takes_segments(network, tokenizer),
     )
-    inputs = {"input_ids": torch.tensor([tokens.ids.tolist()])}
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    if tokens.segments is not None:
-        inputs["token_type_ids"] = torch.tensor([tokens.segments.tolist()])
-    with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
-        logits = network(**inputs).logits
-    if logits.shape != (1, len(manifest.classes)) or not logits.isfinite().all():
+    compute = choose_compute(device="cpu", precision="float32")
+    engine = Engine(network, device=compute.device)
+    logits = predict_logits(engine, tokens, compute=compute, budget=prediction_budget(compute))
+    if logits.shape != (1, len(manifest.classes)) or not np.isfinite(logits).all():
         raise ValueError("the network does not give a finite number for each label")
+    return engine
 
 
 def _written(settings: dict[str, Any]) -> bytes:

@@ -130,7 +130,8 @@ def train(
     )
     if found is not None:
         so_far.take_up(found)
-        _repeat(descent, so_far.history, batch_size=settings.batch_size, generator=generator)
+        if not so_far.is_over:
+            _repeat(descent, so_far.history, batch_size=settings.batch_size, generator=generator)
         del found  # large
     with tqdm(total=n_steps, initial=so_far.step, unit="step", disable=not verbose) as bar:
         if verbose and so_far.epoch and fit_file is not None:
