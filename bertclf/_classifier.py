@@ -215,7 +215,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     Notes
     -----
     Pickles hold the weights as safetensors bytes and can be loaded where there is no GPU. Like any pickle they can run
-    code: load only what you trust. To pickle and to load, the files of the tokenizer pass through a temporary folder.
+    code: load only what you trust, or use `save_pretrained` and `from_pretrained`. In both ways the files of the
+    tokenizer pass through a temporary folder.
 
     A pair is encoded as the tokenizer encodes pairs: BERT sets separators and segments, GPT-2 puts the second text
     right behind the first.
