@@ -328,7 +328,7 @@ def _tried(checkpoint: Checkpoint, manifest: Manifest) -> Engine:
     )
     compute = choose_compute(device="cpu", precision="float32")
     engine = Engine(network, device=compute.device)
-    logits = predict_logits(engine, tokens, compute=compute, budget=prediction_budget(compute))
+    logits = predict_logits(engine, tokens, compute=compute, budget=prediction_budget(compute, verbose=False))
     if logits.shape != (1, len(manifest.classes)) or not np.isfinite(logits).all():
         raise ValueError("the network does not give a finite number for each label")
     return engine
