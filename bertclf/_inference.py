@@ -17,7 +17,7 @@ from bertclf._tokens import TokenStore
 MAX_TOKENS = {"cpu": 1024, "mps": 16_384, "cuda": 65_536}
 
 
-def prediction_budget(compute: Compute, *, verbose: bool) -> TokenBudget:
+def prediction_budget(compute: Compute, *, verbose: bool = False) -> TokenBudget:
     """Return how much goes through the network at once in prediction."""
     return TokenBudget(MAX_TOKENS[compute.device.type], tell=tqdm.write if verbose else None)
 
