@@ -51,7 +51,7 @@ def warn_if_collapsed(
     if step < MIN_STEPS or loss < LOWEST_LOSS * constant or not np.ptp(training.targets, axis=0).any():
         return
     rows = some_of_each(training.targets, TEXTS_ASKED)
-    budget = prediction_budget(compute, verbose=False)
+    budget = prediction_budget(compute)
     logits = predict_logits(reader, training.tokens, rows=rows, compute=compute, budget=budget)
     if training.targets.ndim == 1:  # what is added to all logits of a text changes no probability
         logits -= logits.mean(axis=1, keepdims=True)

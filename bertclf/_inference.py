@@ -21,7 +21,7 @@ MAX_TOKENS = {"cpu": 1024, "mps": 16_384, "cuda": 65_536}
 MAX_TOKENS_IN_LOWER_PRECISION = MAX_TOKENS | {"cpu": 2048}
 
 
-def prediction_budget(compute: Compute, *, verbose: bool) -> TokenBudget:
+def prediction_budget(compute: Compute, *, verbose: bool = False) -> TokenBudget:
     """Return how much goes through the network at once in prediction."""
     limits = MAX_TOKENS if compute.dtype == torch.float32 else MAX_TOKENS_IN_LOWER_PRECISION
     return TokenBudget(limits[compute.device.type], tell=tqdm.write if verbose else None)

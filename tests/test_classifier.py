@@ -159,7 +159,7 @@ OUT_OF_RANGE = {
     "precision": ["float64", None],
     "device": [None, 0],
     "memory": [3, ["folder"]],
-    "checkpoint": [3, ["folder"]],
+    "checkpoint": [3, True],
     "warm_start": [1, None],
     "random_state": ["seed", -1],
     "verbose": [-1, "yes"],

@@ -204,13 +204,14 @@ def test_a_parameter_that_json_cannot_hold_is_told_and_has_its_default(checkpoin
 
 def test_nothing_of_this_machine_but_the_name_of_the_model_is_in_a_folder(checkpoint, tmp_path):
     cache = tmp_path / "cache"
-    clf = fitted(checkpoint, memory=joblib.Memory(cache, verbose=0), device="cpu").set_params(model="a-checkpoint")
+    clf = fitted(checkpoint, memory=joblib.Memory(cache, verbose=0), device="cpu")
+    clf.set_params(model="a-checkpoint", checkpoint=tmp_path / "fit")
     clf.save_pretrained(tmp_path / "model")
     for file in (tmp_path / "model").iterdir():
         assert str(tmp_path).encode() not in file.read_bytes()
         assert str(checkpoint).encode() not in file.read_bytes()
     again = BertSequenceClassifier.from_pretrained(tmp_path / "model")
-    assert (again.memory, again.device) == (None, "auto")
+    assert (again.memory, again.checkpoint, again.device) == (None, None, "auto")
 
 
 @pytest.mark.parametrize(
