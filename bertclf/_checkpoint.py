@@ -40,6 +40,7 @@ from bertclf._folder import (
     parse_json,
     refuse_adapter,
     refuse_code,
+    refuse_paths_in_arguments,
 )
 from bertclf._hub import download
 from bertclf._network import (
@@ -261,6 +262,7 @@ def _refuse_foreign_code(folder: Path) -> None:
     refuse_adapter(os.listdir(folder), folder)
     for name in (CONFIG, TOKENIZER_CONFIG):
         refuse_code(_read_json(folder / name), folder / name)
+    refuse_paths_in_arguments(_read_json(folder / TOKENIZER_CONFIG), folder / TOKENIZER_CONFIG)
     if not (folder / CONFIG).is_file():
         raise OSError(f"{folder} holds no config.json: it is no checkpoint. Pass a folder saved by save_pretrained.")
     model_type = _read_json(folder / CONFIG).get("model_type")

@@ -611,7 +611,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         The folder is a model folder of Hugging Face. Where `model_` is the sequence-classification class of
         transformers, `transformers.pipeline("text-classification", model=folder)` gives the same labels and
         probabilities; `truncation=True` in its calls cuts texts as `max_length` does. Else `bertclf.json` names the
-        pooling, and `transformers.AutoModel.from_pretrained(folder)` loads the encoder.
+        pooling, and `transformers.AutoModel.from_pretrained(folder)` loads the encoder; a pipeline would draw a head at
+        random there.
 
         Parameters
         ----------
@@ -636,7 +637,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
 
         Notes
         -----
-        Not kept are `memory` and `device`, which are of this machine, what AdamW remembers between calls of
+        Not kept are `memory`, `checkpoint` and `device`, which are of this machine, what AdamW remembers between calls of
         `partial_fit`, callbacks, and requests of metadata routing. Parameters are kept in types of Python: paths become
         str.
         """

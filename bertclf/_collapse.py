@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import entr
 
+from bertclf._defaults import automatic_learning_rate
 from bertclf._device import Compute
 from bertclf._engine import Engine
 from bertclf._inference import predict_logits, prediction_budget
@@ -56,14 +57,15 @@ def warn_if_collapsed(
     if training.targets.ndim == 1:  # what is added to all logits of a text changes no probability
         logits -= logits.mean(axis=1, keepdims=True)
     if np.ptp(logits, axis=0).max() < NARROWEST:
-        remedy = "Lower learning_rate, raise warmup_ratio"
-        if settings.freeze == "encoder":  # a linear model does not collapse, but may hardly move
-            remedy = "Raise learning_rate or epochs"
+        is_low = settings.learning_rate < automatic_learning_rate(reader.width)
+        # A linear model does not collapse, but may hardly move.
+        hardly_moves = is_low or settings.freeze == "encoder"
+        remedy = "Raise learning_rate or epochs" if hardly_moves else "Lower learning_rate, raise warmup_ratio"
         warnings.warn(
-            f"The training collapsed: after {step} steps at a learning rate of up to {settings.learning_rate:.3g} the "
+            f"The training came to nothing: after {step} steps at rates of up to {settings.learning_rate:.3g} the "
             f"network gives the same answer to all of {len(rows)} training texts, and its loss of {loss:.4f} is no "
             f"lower than that of the best answer that does not look at the text, {constant:.4f}. {remedy}, "
-            "try another random_state, or set class_weight.",
+            "try another random_state, or set class_weight. If nothing helps, labels may not follow from the texts.",
             UserWarning,
             stacklevel=2,
         )

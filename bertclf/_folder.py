@@ -6,7 +6,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
@@ -64,6 +64,13 @@ IMPLEMENTATION_KEYS = {
     "_experts_implementation",
 }
 IMPLEMENTATIONS_OF_TORCH = (None, "eager", "sdpa")
+
+# Keys of configurations of tokenizers that name files, and those whose values are arguments for another library, which
+# would open what these name.
+PATH_KEYS = re.compile(r"init_inputs|name_or_path|.*_(files?|paths?|dirs?|folder)")
+ARGUMENT_KEYS = re.compile(r".*_kwargs")
+
+MOST_LEVELS = 100
 
 HAS_FOLDER_HANDLES = os.open in os.supports_dir_fd
 
@@ -199,7 +206,7 @@ def parse_json(content: bytes, file: Path) -> dict[str, Any]:
     Raises
     ------
     ModelFileError
-        If it is no JSON, or anything else than an object.
+        If it is no JSON, or anything else than an object, or nested so deeply that others would fail on it.
     """
     try:
         parsed = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
@@ -207,6 +214,11 @@ def parse_json(content: bytes, file: Path) -> dict[str, Any]:
         raise ModelFileError(f"{file} is not valid JSON: {error}. Get the file anew.") from error
     if not isinstance(parsed, dict):
         raise ModelFileError(f"{file} holds a JSON {type(parsed).__name__}, but must hold an object.")
+    level: list[Any] = [parsed]
+    for _ in range(MOST_LEVELS):
+        level = [value for item in level for value in _within(item)]
+    if level:
+        raise ModelFileError(f"{file} is nested more than {MOST_LEVELS} levels deep. Get the file anew.")
     return parsed
 
 
@@ -227,6 +239,26 @@ def refuse_code(settings: Any, file: Path) -> None:
                 "that transformers has, without that key."
             )
         refuse_code(value, file)
+
+
+def refuse_paths(settings: Any, file: Path) -> None:
+    """Raise if a configuration, at any depth, names other files, or has arguments for a library that could."""
+    for key, value in settings.items() if isinstance(settings, dict) else ():
+        if (PATH_KEYS.fullmatch(key) and value is not None) or (ARGUMENT_KEYS.fullmatch(key) and value):
+            raise ModelFileError(f"{file} may name other files ({key[:40]}), which are not read.")
+    for value in _within(settings):
+        refuse_paths(value, file)
+
+
+def refuse_paths_in_arguments(settings: Any, file: Path) -> None:
+    """Raise if arguments for a library name other files: older checkpoints name some elsewhere, which are not read."""
+    for key, value in settings.items() if isinstance(settings, dict) else ():
+        if ARGUMENT_KEYS.fullmatch(key):
+            for name in value if isinstance(value, dict) else ():
+                if PATH_KEYS.fullmatch(name):
+                    raise ModelFileError(f"{file} names other files ({key[:40]}: {name[:40]}), which are not read.")
+    for value in _within(settings):
+        refuse_paths_in_arguments(value, file)
 
 
 def refuse_adapter(names: list[str], folder: Path) -> None:
@@ -253,11 +285,15 @@ def blaming(file: Path) -> Iterator[None]:
         raise ModelFileError(f"{file} can't be used: {reason[:500]}") from error
 
 
+def _within(value: Any) -> Collection[Any]:
+    """Return what stands in a dict or a list."""
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def _leaves(value: Any) -> list[Any]:
     """Return what stands in dicts and lists, however deep."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, list) else [value]
+    is_leaf = not isinstance(value, (dict, list))
+    return [value] if is_leaf else [leaf for item in _within(value) for leaf in _leaves(item)]
 
 
 def _refuse_constant(name: str) -> None:

@@ -106,7 +106,7 @@ class FitFile:
             raise ValueError("checkpoint='' names no folder. Pass '.' for the current folder, or None to keep nothing.")
         self.path = Path(folder).expanduser() / FILE_NAME
         _check_writable(self.path.parent)
-        found = _read(self.path)
+        found = _read(self.path)  # with all tensors, without which no damage would be noticed
         self.seed = found[0]["seed"] if found is not None and takes_any_seed else seed
         self._parameters = {name: _spelt(value) for name, value in parameters.items()}
         self._data = {name: key.hex() for name, key in data.items()}
@@ -124,7 +124,9 @@ class FitFile:
         Raises
         ------
         ValueError
-            If it is the state of another fit, or damaged.
+            If it is the state of another fit.
+        ModelFileError
+            If it is damaged.
         """
         found = _read(self.path)
         if found is None:
@@ -218,8 +220,13 @@ def _check_writable(folder: Path) -> None:
 
 
 def _spelt(value: Any) -> str:
-    """Return a parameter as a str that is the same in another process."""
+    """Return a parameter as a str that is the same in another process, and for equal values."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(sorted(f'{_spelt(key)}: {_spelt(part)}' for key, part in value.items()))}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_spelt, value))}]"
     value = value.item() if hasattr(value, "item") else value
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 

@@ -44,6 +44,7 @@ from bertclf._folder import (
     parse_json,
     refuse_adapter,
     refuse_code,
+    refuse_paths,
 )
 from bertclf._inference import predict_logits, prediction_budget
 from bertclf._manifest import Manifest
@@ -64,7 +65,6 @@ VALUES_BESIDE_WEIGHTS, MOST_LAYERS, LARGEST_NUMBER = 1 << 26, 10_000, 1 << 31
 
 LAYERS = re.compile(r"layer|block|group|expert|stage|depth")
 TOKENIZER_CLASS = re.compile(r"\w{0,60}Tokenizer(Fast)?|TokenizersBackend|PythonBackend|SentencePieceBackend")
-PATH_KEYS = re.compile(r"init_inputs|name_or_path|.*_(files?|paths?|dirs?|folder)")
 
 
 def save_folder(
@@ -192,10 +192,8 @@ def _read(source: ModelFolder) -> Loaded:
             files[name] = source.read(name, most=most, size=size, sha256=sha256)
     config = _read_config(files.pop(CONFIG), manifest, source.path / CONFIG)
     size, sha256 = manifest.files[WEIGHTS]
-    with ThreadPoolExecutor(1) as executor, source.opened(WEIGHTS, size=size) as (stream, _):
+    with source.opened(WEIGHTS, size=size) as (stream, _), ThreadPoolExecutor(1) as executor:
         header = read_header(stream, n_bytes=size, file=weights_file)
-        reading, digest = read_tensors(stream, header, executor=executor, file=weights_file)
-        tokenizer = _read_tokenizer(files, manifest, source.path)
         with blaming(source.path / CONFIG):
             needed = needed_weights(
                 config,
@@ -205,6 +203,8 @@ def _read(source: ModelFolder) -> Loaded:
             )
         names_in_folder = _names_in_folder(needed, config, manifest.pooling)
         compare(header, {names_in_folder[name]: weight for name, weight in needed.items()}, file=weights_file)
+        reading, digest = read_tensors(stream, header, executor=executor, file=weights_file)
+        tokenizer = _read_tokenizer(files, manifest, source.path)
         tensors = reading.result()
         with blaming(source.path / CONFIG):
             weights = {name: tensors[names_in_folder[name]] for name in needed}
@@ -295,9 +295,7 @@ def _read_tokenizer(files: dict[str, bytes], manifest: Manifest, folder: Path) -
         if name in files:
             settings = parse_json(files[name], folder / name)
             refuse_code(settings, folder / name)
-            for key, value in settings.items():
-                if PATH_KEYS.fullmatch(key) and value is not None:
-                    raise ModelFileError(f"{folder / name} names other files ({key[:40]}), which are not read.")
+            refuse_paths(settings, folder / name)
             kind = settings.get("tokenizer_class")
             if kind is not None and not (isinstance(kind, str) and TOKENIZER_CLASS.fullmatch(kind)):
                 raise ModelFileError(f"{folder / name} has tokenizer_class {str(kind)[:40]!r}, which is no tokenizer.")

@@ -132,7 +132,10 @@ def read_tensors(
         The SHA-256 of the file. Until it is known the tensors must not be changed.
     """
     n_bytes = max((place.stop for place in header.places.values()), default=0)
-    space = np.empty(n_bytes + ALIGNMENT, dtype=np.uint8)
+    try:
+        space = np.empty(n_bytes + ALIGNMENT, dtype=np.uint8)
+    except MemoryError as error:
+        raise ModelFileError(f"{file} takes {n_bytes:,} bytes of memory, more than there are.") from error
     first = -space.ctypes.data % ALIGNMENT
     content = space[first : first + n_bytes]
 

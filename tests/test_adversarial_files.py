@@ -219,6 +219,32 @@ def test_row_33_broken_weights(folder: Path, use: Any, damage: Callable[[bytes],
     refuses(use, folder, WEIGHTS)
 
 
+def test_row_33_weights_are_compared_before_they_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = safetensors.torch.load_file(folder / WEIGHTS)
+    safetensors.torch.save_file(weights | {"extra": torch.zeros(2)}, folder / WEIGHTS, metadata={"format": "pt"})
+    hash_anew(folder)
+    monkeypatch.setattr("bertclf._saving.read_tensors", lambda *_, **__: pytest.fail("the weights were read"))
+    refuses(from_pretrained, folder, WEIGHTS, "'extra' is not known")
+
+
+def test_row_33_weights_for_which_there_is_no_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("bertclf._weights.np.empty", fail)
+    refuses(from_pretrained, folder, WEIGHTS, "bytes of memory, more than there are")
+
+
+@USES
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("depth", [101, 5_000, 200_000])
+def test_row_33_json_of_any_depth(folder: Path, use: Any, file: str, depth: int) -> None:
+    content = (folder / file).read_text(encoding="utf-8").rstrip().removesuffix("}")
+    (folder / file).write_text(f'{content}, "deep": {"[" * depth}{"]" * depth}}}', encoding="utf-8")
+    hash_anew(folder)
+    refuses(use, folder, file)
+
+
 def test_row_33_weights_that_are_missing(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     refuses(from_pretrained, folder, WEIGHTS, "is missing")
@@ -485,6 +511,9 @@ def test_row_37_an_adapter(folder: Path, use: Any) -> None:
         ("tokenizer_config.json", "gguf_file", "x.gguf"),
         ("tokenizer_config.json", "name_or_path", "someone/model"),
         ("tokenizer_config.json", "tokenizer_class", "AutoModelForCausalLM"),
+        ("tokenizer_config.json", "sp_model_kwargs", {"model_file": "/etc/passwd"}),
+        ("tokenizer_config.json", "mecab_kwargs", {"mecab_option": "-d /etc"}),
+        ("tokenizer_config.json", "extra", {"inner": [{"vocab_file": "/etc/passwd"}]}),
         ("config.json", "quantization_config", {"quant_method": "bitsandbytes"}),
         ("config.json", "_name_or_path", "someone/model"),
         ("config.json", "model_type", "perceptron9000"),
@@ -493,7 +522,24 @@ def test_row_37_an_adapter(folder: Path, use: Any) -> None:
 def test_row_37_keys_that_lead_elsewhere(folder: Path, file: str, key: str, value: Any) -> None:
     edit(folder / file, **{key: value})
     hash_anew(folder)
-    refuses(from_pretrained, folder, file, key)
+    refuses(from_pretrained, folder, file, "vocab_file" if key == "extra" else key)
+
+
+@USES
+def test_row_37_arguments_for_a_library_that_name_a_file(folder: Path, use: Any) -> None:
+    """sentencepiece would open what `model_file` names, and wait for ever at a pipe."""
+    os.mkfifo(folder.parent / "pipe")
+    arguments = {"model_file": str(folder.parent / "pipe")}
+    edit(folder / "tokenizer_config.json", tokenizer_class="BertGenerationTokenizer", sp_model_kwargs=arguments)
+    hash_anew(folder)
+    refuses(use, folder, "tokenizer_config.json", "other files (sp_model_kwargs")
+
+
+def test_row_37_an_architecture_whose_configuration_fetches_another(folder: Path) -> None:
+    """CVE-2026-5241."""
+    edit(folder / "config.json", model_type="lightglue", keypoint_detector_config={"model_type": "superpoint"})
+    hash_anew(folder)
+    refuses(from_pretrained, folder, "config.json", "lightglue, which transformers can't classify texts with")
 
 
 def test_row_37_trust_remote_code_is_never_passed(

@@ -371,10 +371,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("y", TARGETS.values(), ids=TARGETS)
 def test_row_43_a_training_that_collapses_is_told_with_what_to_try(make: Maker, y: Any, more: dict[str, Any]) -> None:
     clf = make(batch_size=4, epochs=9, learning_rate=0.5, **more)
-    with pytest.warns(UserWarning, match=saying("collapsed", "same answer", "Lower learning_rate", "class_weight")):
+    with pytest.warns(
+        UserWarning, match=saying("came to nothing", "same answer", "Lower learning_rate", "class_weight")
+    ):
         clf.fit(FILMS, y)
 
     assert len(np.unique(clf.predict(FILMS), axis=0)) == 1
+
+
+def test_row_43_where_the_rate_was_low_a_higher_one_is_advised(make: Maker) -> None:
+    with pytest.warns(UserWarning, match=saying("came to nothing", "Raise learning_rate or epochs")):
+        make(batch_size=4, epochs=8, learning_rate=1e-9).fit(["film"] * 60, [0, 1] * 30)
 
 
 @pytest.mark.parametrize("y", TARGETS.values(), ids=TARGETS)

@@ -259,6 +259,14 @@ def test_another_fit_is_told_what_differs_before_a_network_is_loaded(
         clf.fit(texts, labels, **more)
 
 
+def test_equal_parameters_may_be_spelt_in_other_ways(make, tmp_path):
+    ways = [{"fresh": 2, "rotten": 1.5}, {"rotten": np.float32(1.5), "fresh": 2.0}]
+    first, second = (make(class_weight=way).fit(TEXTS, LABELS) for way in ways)
+    assert_same_bits(second, first)
+    with pytest.raises(ValueError, match="another fit: class_weight="):
+        make(class_weight={"fresh": 2, "rotten": 1}).fit(TEXTS, LABELS)
+
+
 def test_another_network_to_start_from_is_told(make, kept, checkpoints, spread_checkpoint):
     for model in (spread_checkpoint, checkpoints("distilbert")):
         with pytest.raises(ValueError, match="keeps the state of another fit: another model to start from"):
