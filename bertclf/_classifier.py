@@ -637,9 +637,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
 
         Notes
         -----
-        Not kept are `memory`, `checkpoint` and `device`, which are of this machine, what AdamW remembers between calls of
-        `partial_fit`, callbacks, and requests of metadata routing. Parameters are kept in types of Python: paths become
-        str.
+        Not kept are `memory`, `checkpoint` and `device`, which are of this machine, what AdamW remembers between calls
+        of `partial_fit`, callbacks, and requests of metadata routing. Parameters are kept in types of Python: paths
+        become str.
         """
         check_is_fitted(self)
         from bertclf._process import compute_without_lost_threads
