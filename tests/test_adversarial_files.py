@@ -63,7 +63,7 @@ def fit(folder: Path) -> object:
     return BertSequenceClassifier(folder, epochs=1).fit(TEXTS, LABELS)
 
 
-def refuses(use: Callable[[Path], object], folder: Path, file: str, *reasons: str) -> None:
+def assert_refuses(use: Callable[[Path], object], folder: Path, file: str, *reasons: str) -> None:
     """Check that a folder is refused, and that the message names the file and the reason."""
     with pytest.raises(ModelFileError, match=saying(str(folder / file), *reasons)):
         use(folder)
@@ -216,7 +216,7 @@ def test_row_33_broken_weights(folder: Path, use: Any, damage: Callable[[bytes],
     file.write_bytes(damage(file.read_bytes()))
     if is_hashed:
         hash_anew(folder)
-    refuses(use, folder, WEIGHTS)
+    assert_refuses(use, folder, WEIGHTS)
 
 
 def test_row_33_weights_are_compared_before_they_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_row_33_weights_are_compared_before_they_are_read(folder: Path, monkeypa
     safetensors.torch.save_file(weights | {"extra": torch.zeros(2)}, folder / WEIGHTS, metadata={"format": "pt"})
     hash_anew(folder)
     monkeypatch.setattr("bertclf._saving.read_tensors", lambda *_, **__: pytest.fail("the weights were read"))
-    refuses(from_pretrained, folder, WEIGHTS, "'extra' is not known")
+    assert_refuses(from_pretrained, folder, WEIGHTS, "'extra' is not known")
 
 
 def test_row_33_weights_for_which_there_is_no_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_row_33_weights_for_which_there_is_no_memory(folder: Path, monkeypatch: 
         raise MemoryError
 
     monkeypatch.setattr("bertclf._weights.np.empty", fail)
-    refuses(from_pretrained, folder, WEIGHTS, "bytes of memory, more than there are")
+    assert_refuses(from_pretrained, folder, WEIGHTS, "bytes of memory, more than there are")
 
 
 @USES
@@ -242,13 +242,13 @@ def test_row_33_json_of_any_depth(folder: Path, use: Any, file: str, depth: int)
     content = (folder / file).read_text(encoding="utf-8").rstrip().removesuffix("}")
     (folder / file).write_text(f'{content}, "deep": {"[" * depth}{"]" * depth}}}', encoding="utf-8")
     hash_anew(folder)
-    refuses(use, folder, file)
+    assert_refuses(use, folder, file)
 
 
 def test_row_33_weights_that_are_missing(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
-    refuses(from_pretrained, folder, WEIGHTS, "is missing")
-    refuses(fit, folder, "", "holds no model.safetensors")
+    assert_refuses(from_pretrained, folder, WEIGHTS, "is missing")
+    assert_refuses(fit, folder, "", "holds no model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_row_33_other_weights_than_the_network_has(
     change(weights)
     safetensors.torch.save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     hash_anew(folder)
-    refuses(from_pretrained, folder, WEIGHTS, reason)
+    assert_refuses(from_pretrained, folder, WEIGHTS, reason)
 
 
 @pytest.mark.parametrize(
@@ -305,14 +305,14 @@ def test_row_33_a_network_of_absurd_size_takes_no_memory(folder: Path, sizes: di
 def test_row_33_broken_json(folder: Path, use: Any, file: str, content: str) -> None:
     (folder / file).write_text(content, encoding="utf-8")
     hash_anew(folder)
-    refuses(use, folder, file)
+    assert_refuses(use, folder, file)
 
 
 @USES
 def test_row_33_a_broken_tokenizer(folder: Path, use: Any) -> None:
     (folder / "tokenizer.json").write_text('{"model": {"type": "WordPiece"}}', encoding="utf-8")
     hash_anew(folder)
-    refuses(use, folder, "tokenizer_config.json", "can't be used")
+    assert_refuses(use, folder, "tokenizer_config.json", "can't be used")
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_row_34_a_bit_flipped_anywhere_is_found(folder: Path, clf: BertSequenceC
             file.write_bytes(flipped)
             if file.name == "bertclf.json" and is_same_json(bytes(flipped), content):
                 continue  # white space
-            refuses(from_pretrained, folder, file.name)
+            assert_refuses(from_pretrained, folder, file.name)
         file.write_bytes(content)
     assert_holds(folder, clf)
 
@@ -382,7 +382,7 @@ def test_row_34_a_bit_flipped_in_the_weights_is_told_as_damage(folder: Path) -> 
     content = bytearray((folder / WEIGHTS).read_bytes())
     content[-1000] ^= 1
     (folder / WEIGHTS).write_bytes(content)
-    refuses(from_pretrained, folder, WEIGHTS, "has another SHA-256 than bertclf.json says: it is damaged")
+    assert_refuses(from_pretrained, folder, WEIGHTS, "has another SHA-256 than bertclf.json says: it is damaged")
 
 
 # 35: pickles
@@ -396,7 +396,7 @@ def test_row_35_a_pickle_by_the_name_of_safetensors_is_not_opened(
     torch.save(Evil(tmp_path / "run"), folder / WEIGHTS)
     if is_hashed:
         hash_anew(folder)
-    refuses(use, folder, WEIGHTS)
+    assert_refuses(use, folder, WEIGHTS)
     assert not (tmp_path / "run").exists()
 
 
@@ -412,7 +412,7 @@ def test_row_35_a_folder_with_pickled_weights_alone_is_refused(folder: Path, tmp
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pkl", "modeling.py", "x.PT", "x.joblib"])
 def test_row_35_nothing_that_runs_may_lie_beside_a_saved_model(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"x")
-    refuses(from_pretrained, folder, name, "can run code")
+    assert_refuses(from_pretrained, folder, name, "can run code")
 
 
 def test_row_35_what_is_not_listed_is_not_read(folder: Path, clf: BertSequenceClassifier) -> None:
@@ -430,7 +430,9 @@ def test_row_35_what_is_not_listed_is_not_read(folder: Path, clf: BertSequenceCl
 def test_row_36_a_path_in_the_manifest(folder: Path, path: str) -> None:
     entry = {"size": 1, "sha256": "0" * 64}
     edit_manifest(folder, lambda content: content["files"].update({path: entry}))
-    refuses(from_pretrained, folder, "bertclf.json", f"it lists {path!r}, which is no file of a saved classifier")
+    assert_refuses(
+        from_pretrained, folder, "bertclf.json", f"it lists {path!r}, which is no file of a saved classifier"
+    )
 
 
 @pytest.mark.parametrize("name", ["bertclf.json", "config.json", WEIGHTS, "tokenizer.json"])
@@ -456,20 +458,20 @@ def test_row_36_links_and_what_is_no_file(folder: Path, tmp_path: Path, name: st
     elif way == "pipe":
         os.mkfifo(file)
     if (name, way) == ("bertclf.json", "nothing"):
-        refuses(from_pretrained, folder, "", "holds no bertclf.json")
+        assert_refuses(from_pretrained, folder, "", "holds no bertclf.json")
     else:
-        refuses(from_pretrained, folder, name, reason)
+        assert_refuses(from_pretrained, folder, name, reason)
 
 
 def test_row_36_a_checkpoint_in_pieces_and_a_pooling_from_elsewhere(folder: Path, checkpoint: Path) -> None:
     (folder / WEIGHTS).unlink()
     index = {"weight_map": {"classifier.bias": f"../{checkpoint.name}/{WEIGHTS}"}}
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index), encoding="utf-8")
-    refuses(fit, folder, f"{WEIGHTS}.index.json", "which is no file of safetensors in the folder")
+    assert_refuses(fit, folder, f"{WEIGHTS}.index.json", "which is no file of safetensors in the folder")
     shutil.copy(checkpoint / WEIGHTS, folder)
     modules = [{"path": "../elsewhere", "type": "sentence_transformers.models.Pooling"}]
     (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
-    refuses(fit, folder, "modules.json", "'../elsewhere', which is no folder")
+    assert_refuses(fit, folder, "modules.json", "'../elsewhere', which is no folder")
 
 
 # 37: code
@@ -494,13 +496,13 @@ def test_row_37_a_key_that_asks_for_code(
     edit(folder / file, **({"text_config": {"a": [{key: value}]}} if is_nested else {key: value}))
     (folder / "evil.py.txt").write_text("raise SystemExit", encoding="utf-8")
     hash_anew(folder)
-    refuses(use, folder, file, f"asks for code of its own ({key}), which is never run")
+    assert_refuses(use, folder, file, f"asks for code of its own ({key}), which is never run")
 
 
 @USES
 def test_row_37_an_adapter(folder: Path, use: Any) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/model"}', encoding="utf-8")
-    refuses(use, folder, "adapter_config.json", "an adapter for another network")
+    assert_refuses(use, folder, "adapter_config.json", "an adapter for another network")
 
 
 @pytest.mark.parametrize(
@@ -522,7 +524,7 @@ def test_row_37_an_adapter(folder: Path, use: Any) -> None:
 def test_row_37_keys_that_lead_elsewhere(folder: Path, file: str, key: str, value: Any) -> None:
     edit(folder / file, **{key: value})
     hash_anew(folder)
-    refuses(from_pretrained, folder, file, "vocab_file" if key == "extra" else key)
+    assert_refuses(from_pretrained, folder, file, "vocab_file" if key == "extra" else key)
 
 
 @USES
@@ -532,14 +534,14 @@ def test_row_37_arguments_for_a_library_that_name_a_file(folder: Path, use: Any)
     arguments = {"model_file": str(folder.parent / "pipe")}
     edit(folder / "tokenizer_config.json", tokenizer_class="BertGenerationTokenizer", sp_model_kwargs=arguments)
     hash_anew(folder)
-    refuses(use, folder, "tokenizer_config.json", "other files (sp_model_kwargs")
+    assert_refuses(use, folder, "tokenizer_config.json", "other files (sp_model_kwargs")
 
 
 def test_row_37_an_architecture_whose_configuration_fetches_another(folder: Path) -> None:
     """CVE-2026-5241."""
     edit(folder / "config.json", model_type="lightglue", keypoint_detector_config={"model_type": "superpoint"})
     hash_anew(folder)
-    refuses(from_pretrained, folder, "config.json", "lightglue, which transformers can't classify texts with")
+    assert_refuses(from_pretrained, folder, "config.json", "lightglue, which transformers can't classify texts with")
 
 
 def test_row_37_trust_remote_code_is_never_passed(
