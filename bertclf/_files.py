@@ -69,7 +69,7 @@ def replace_folder(
     Parameters
     ----------
     folder : str or path-like
-        The folder; those on the way to it are made. Behind a link, the folder that it leads to.
+        The folder; those on the way to it are made. Behind a link, the folder that it leads to; "~" is the home.
     write : callable
         Fills the empty folder that it gets.
     marker : str
@@ -88,7 +88,7 @@ def replace_folder(
     UserWarning
         If something else got into the old folder at the last moment. It is kept beside the new one.
     """
-    folder = Path(os.path.realpath(folder))
+    folder = Path(os.path.realpath(Path(folder).expanduser()))
     # The marker last: of several processes, none takes for that of others a folder that another is deleting.
     names = [*sorted(set(names) - {marker}), marker]
     with _told_of(folder):
@@ -108,7 +108,7 @@ def replace_folder(
 
 def folder_to_read(folder: str | os.PathLike[str]) -> Path:
     """Return a folder; if it is missing since a save was killed between two renames, what that had set aside."""
-    folder = Path(os.path.realpath(folder))
+    folder = Path(os.path.realpath(Path(folder).expanduser()))
     if not folder.exists() and (aside := [found for found in _leftovers(folder) if _is_aside(found)]):
         return aside[-1]
     return folder

@@ -342,6 +342,15 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(folder, way):
     assert (folder.parent / "real").read_bytes() == b"new"
 
 
+def test_the_home_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    saved("~/model")
+    assert folder_to_read("~/model") == Path(os.path.realpath(tmp_path)) / "model"
+    assert os.listdir(tmp_path) == ["model"]
+
+
 def test_a_file_is_written_by_a_function_too(tmp_path):
     replace_file(tmp_path / "file", lambda file: file.write(b"new"))
     assert (tmp_path / "file").read_bytes() == b"new"
