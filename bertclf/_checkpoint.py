@@ -351,7 +351,13 @@ def _resolve_pooling(
 
 def _sentence_pooling(folder: Path) -> str | None:
     """Return the pooling of a sentence-embedding checkpoint, None if the folder says nothing of it."""
-    if saved := _read_json(folder / MANIFEST).get("pooling"):
+    saved = _read_json(folder / MANIFEST).get("pooling")
+    if saved is not None:
+        if saved not in ("cls", "mean", "last"):
+            raise ModelFileError(
+                f"{folder / MANIFEST} has pooling {str(saved)[:40]!r}, but it must be 'cls', 'mean' or 'last'. Get the "
+                "folder anew."
+            )
         return str(saved)
     file = folder / "modules.json"
     if not file.is_file():

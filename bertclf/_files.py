@@ -1,7 +1,8 @@
 """Files and folders that are replaced whole or not at all, whatever happens meanwhile; and what is said of broken ones.
 
 A save is written beside its place, synced, and renamed into it. Killed at any moment, it leaves the old or the new.
-What a killed save leaves beside its place is deleted by the next one.
+What a killed save leaves beside its place is deleted by the next one. Of folders only files of known names are ever
+deleted: what others have put there stays.
 """
 
 import ctypes
@@ -9,8 +10,8 @@ import errno
 import os
 import re
 import secrets
-import shutil
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -68,7 +69,7 @@ def replace_folder(
     Parameters
     ----------
     folder : str or path-like
-        The folder; those on the way to it are made. Behind a link, the folder that it leads to.
+        The folder; those on the way to it are made. Behind a link, the folder that it leads to; "~" is the home.
     write : callable
         Fills the empty folder that it gets.
     marker : str
@@ -81,24 +82,33 @@ def replace_folder(
     OSError
         If it can't be written or holds anything else, with the path. The old folder is as it was, and nothing is left
         behind.
+
+    Warns
+    -----
+    UserWarning
+        If something else got into the old folder at the last moment. It is kept beside the new one.
     """
-    folder = Path(os.path.realpath(folder))
+    folder = Path(os.path.realpath(Path(folder).expanduser()))
+    # The marker last: of several processes, none takes for that of others a folder that another is deleting.
+    names = [*sorted(set(names) - {marker}), marker]
     with _told_of(folder):
         _check_replaceable(folder, marker=marker, names=names)
-        with _parents(folder), _temporary(folder, make=Path.mkdir) as new:
+        with _parents(folder), _temporary(folder, make=Path.mkdir, names=names) as new:
             write(new)
             for parent, _, files in os.walk(new):
                 for name in files:
                     with open(os.path.join(parent, name), "rb+") as file:
                         os.fsync(file.fileno())
                 _sync_folder(Path(parent))
+            _check_replaceable(folder, marker=marker, names=names)  # again: writing takes a while
             _put(new, folder)
             _sync_folder(folder.parent)
+    _warn_of_kept(new, folder, names=names)
 
 
 def folder_to_read(folder: str | os.PathLike[str]) -> Path:
     """Return a folder; if it is missing since a save was killed between two renames, what that had set aside."""
-    folder = Path(os.path.realpath(folder))
+    folder = Path(os.path.realpath(Path(folder).expanduser()))
     if not folder.exists() and (aside := [found for found in _leftovers(folder) if _is_aside(found)]):
         return aside[-1]
     return folder
@@ -128,6 +138,21 @@ def _check_replaceable(folder: Path, *, marker: str, names: Collection[str]) -> 
         )
 
 
+def _warn_of_kept(aside: Path, folder: Path, *, names: Collection[str]) -> None:
+    """Warn if an old folder could not be deleted since it holds what is not of this package."""
+    try:
+        foreign = sorted(set(os.listdir(aside)) - set(names))
+    except OSError:  # it is gone, as it should be
+        return
+    if foreign:
+        warnings.warn(
+            f"{foreign[0]} got into the folder {str(folder)!r} while it was replaced, and is kept in {str(aside)!r}. "
+            "Move it to a place of its own, and delete that folder.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
 def _put(new: Path, folder: Path) -> None:
     """Put a folder into a place that is free, or taken by another; `new` may then hold the old one.
 
@@ -148,7 +173,8 @@ def _put(new: Path, folder: Path) -> None:
             with suppress(FileNotFoundError):  # another process has just moved it
                 os.rename(folder, aside)
             os.rename(new, folder)
-            _discard(aside)
+            with suppress(FileNotFoundError):  # another process has just deleted it
+                os.rename(aside, new)
             return
         except BaseException as error:
             with suppress(OSError):
@@ -190,49 +216,52 @@ def _leftovers(path: Path) -> list[Path]:
     return [leftover for _, leftover in sorted(found)]
 
 
-def _clear(path: Path) -> None:
-    """Delete what killed saves have left beside a path."""
+def _clear(path: Path, *, names: Collection[str]) -> None:
+    """Delete what killed saves have left beside a path: files, and folders of some files."""
     leftovers = _leftovers(path)
     # Looked up after the list was made: what was set aside by then has been replaced.
     is_there = path.exists()
     for leftover in leftovers:
         if _is_aside(leftover):
             if is_there:
-                _discard(leftover)
+                _discard(leftover, names=names)
         else:
-            with _locked(leftover) as is_mine:
+            with suppress(OSError), _locked(leftover) as is_mine:  # one that can't be opened stays
                 if is_mine:
-                    _discard(leftover)
+                    _discard(leftover, names=names)
 
 
 @contextmanager
-def _temporary(path: Path, *, make: Callable[[Path], object]) -> Iterator[Path]:
-    """Make a new file or folder beside a path, and delete what bears its name in the end, if anything does."""
-    _clear(path)
+def _temporary(path: Path, *, make: Callable[[Path], object], names: Collection[str] = ()) -> Iterator[Path]:
+    """Make a new file, or folder of some files, beside a path, and delete in the end what then bears its name."""
+    _clear(path, names=names)
     while True:
         new = _beside(path)
         make(new)
-        with _locked(new) as is_mine:
-            # Another process that clears up may have found it before it was locked.
-            if is_mine is False or not new.exists():
-                continue
-            try:
+        try:
+            with _locked(new) as is_mine:
+                # Another process that clears up may have found it before it was locked.
+                if is_mine is False or not new.exists():
+                    continue
                 yield new
-            finally:
-                _discard(new)
-                _clear(path)
-            return
+                return
+        finally:
+            _discard(new, names=names)
+            _clear(path, names=names)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool | None]:
-    """Hold a lock on a file or folder that ends with the process, and tell whether it was free; None without locks."""
+    """Hold a lock on a file or folder that ends with the process, and tell whether it was free; None without locks.
+
+    One that is gone was not free. Raises an OSError if it can't be opened for another reason.
+    """
     if fcntl is None:
         yield None
         return
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
+    except FileNotFoundError:
         yield False
         return
     try:
@@ -276,13 +305,21 @@ def _told_of(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _discard(path: Path) -> None:
-    """Delete a file or a folder, if it is there and as far as possible."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+def _discard(path: Path, *, names: Collection[str]) -> None:
+    """Delete a file, or a folder and in it the files of some names, if it is there and as far as possible.
+
+    No folder is listed or opened for it, since that could fail where no more files can be opened.
+    """
+    if not path.is_dir() or path.is_symlink():
         with suppress(OSError):
             path.unlink()
+        return
+    for name in names:
+        with suppress(OSError):
+            if not (path / name).is_symlink():
+                (path / name).unlink()
+    with suppress(OSError):
+        path.rmdir()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -52,7 +52,7 @@ from bertclf._network import Network, encoder_of, takes_segments
 from bertclf._persistence import files_of, pooling_of, tokenizer_of, weights_of
 from bertclf._targets import Classes
 from bertclf._tokens import resolve_max_length, tokenize
-from bertclf._weights import check_finite, compare, read_header, read_tensors
+from bertclf._weights import DTYPES, check_finite, compare, read_header, read_tensors
 
 PACKAGES = ("bertclf", "torch", "transformers", "tokenizers", "safetensors", "scikit-learn", "numpy")
 
@@ -95,12 +95,11 @@ def save_folder(
     Raises
     ------
     ValueError
-        If something can't be written as what it is, or a weight is not finite.
+        If something can't be written as what it is, or a weight is not float32 or not finite.
     OSError
         If the folder can't be written, or holds files of others.
     """
-    weights = weights_of(network)
-    check_finite(weights, file=Path(WEIGHTS))
+    weights = _weights_to_save(network)
     files = files_of(tokenizer)
     if unknown := sorted(files.keys() - TOKENIZER_FILES):
         raise ValueError(f"A {type(tokenizer).__name__} can't be saved: it writes {unknown[0]}, which is not known.")
@@ -215,6 +214,22 @@ def _read(source: ModelFolder) -> Loaded:
             engine = _tried(checkpoint, manifest)
         check_hash(digest.result(), sha256, weights_file)
     return Loaded(checkpoint, manifest, engine)
+
+
+def _weights_to_save(network: Network) -> dict[str, torch.Tensor]:
+    """Return the weights of a network, if they could be read again."""
+    weights = weights_of(network)
+    for name, weight in weights.items():
+        if weight.dtype not in DTYPES.values():
+            raise ValueError(
+                f"model_ can't be saved: {name} is {str(weight.dtype).removeprefix('torch.')}, but weights are saved "
+                "as float32. Call clf.model_.float() first."
+            )
+    try:
+        check_finite(weights, file=Path("model_"))
+    except ModelFileError as error:
+        raise ValueError(f"{error} It can't be saved: fit again, with a lower learning_rate.") from None
+    return weights
 
 
 def _settings_of(network: Network) -> dict[str, Any]:

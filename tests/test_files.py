@@ -113,6 +113,34 @@ def test_a_save_that_fails_leaves_the_old_and_nothing_beside_it(tmp_path, error,
         assert os.listdir(file.parent) == ["file"]
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EACCES])
+def test_a_new_folder_that_cannot_be_opened_is_told_and_deleted(folder, monkeypatch, number):
+    open_it, asked = os.open, []
+
+    def refused(path, *arguments, **names):
+        if ".bertclf-" not in str(path):
+            return open_it(path, *arguments, **names)
+        asked.append(path)
+        if len(asked) > 3:
+            raise AssertionError("it would go on for ever")
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(OSError, match=rf"{os.strerror(number)}: .*model'") as raised:
+        saved(folder)
+    assert raised.value.errno == number
+    assert contents(folder) == {"marker": "old", "other": "old"}
+    assert os.listdir(folder.parent) == ["model"]
+
+
+def test_a_leftover_that_cannot_be_opened_stays_and_does_not_stop_a_save(folder):
+    leftover = _files._beside(folder)
+    leftover.symlink_to("nowhere")
+    saved(folder)
+    assert contents(folder) == {"marker": "new", "other": "new"}
+    assert leftover.is_symlink()
+
+
 def test_an_interrupt_between_the_two_renames_puts_the_old_folder_back(folder, monkeypatch):
     rename, calls = os.rename, []
 
@@ -249,6 +277,37 @@ def test_a_folder_with_anything_of_others_in_it_is_refused(folder, name):
     assert (folder / name).exists()
 
 
+def test_what_others_put_into_the_folder_while_a_save_writes_is_seen_and_nothing_replaced(folder, way):
+    def write(path):
+        (path / "marker").write_text("new", encoding="utf-8")
+        (folder / "notes.txt").write_text("dear", encoding="utf-8")
+
+    with pytest.raises(FileExistsError, match=r"The folder holds notes.txt, .*model'"):
+        replace_folder(folder, write, marker="marker", names=NAMES)
+    assert contents(folder) == {"marker": "old", "notes.txt": "dear", "other": "old"}
+    assert os.listdir(folder.parent) == ["model"]
+
+
+def test_what_others_put_into_the_folder_at_the_last_moment_is_kept(folder, way, monkeypatch):
+    put = _files._put
+
+    def put_late(new, place):
+        (place / "notes.txt").write_text("dear", encoding="utf-8")
+        (place / "photos").mkdir()
+        (place / "photos" / "marker").write_text("dear", encoding="utf-8")
+        put(new, place)
+
+    monkeypatch.setattr(_files, "_put", put_late)
+    with pytest.warns(UserWarning, match=r"notes.txt got into the folder .*model' while .* is kept in '.*bertclf-"):
+        saved(folder)
+    monkeypatch.undo()
+    saved(folder, "newer")
+    assert contents(folder) == {"marker": "newer", "other": "newer"}
+    (kept,) = set(folder.parent.iterdir()) - {folder}
+    assert sorted(os.listdir(kept)) == ["notes.txt", "photos"]
+    assert contents(kept / "photos") == {"marker": "dear"}
+
+
 def test_a_folder_without_the_marker_is_refused(folder):
     (folder / "marker").unlink()
     with pytest.raises(FileExistsError, match=r"The folder lacks marker, .* Name a new folder"):
@@ -281,6 +340,15 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(folder, way):
     (folder.parent / "file").symlink_to("real")
     replace_file(folder.parent / "file", b"new")
     assert (folder.parent / "real").read_bytes() == b"new"
+
+
+def test_the_home_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    saved("~/model")
+    assert folder_to_read("~/model") == Path(os.path.realpath(tmp_path)) / "model"
+    assert os.listdir(tmp_path) == ["model"]
 
 
 def test_a_file_is_written_by_a_function_too(tmp_path):

@@ -266,13 +266,39 @@ def test_a_parameter_that_is_wrong_is_told_before_anything_is_written(clf, tmp_p
 def test_a_network_that_was_altered_or_is_not_finite_is_not_saved(clf, tmp_path):
     for spoil, message in (
         (lambda model: setattr(model, "classifier", torch.nn.Sequential(model.classifier)), "model_ can't be saved"),
-        (lambda model: model.classifier.bias.data.fill_(float("nan")), "classifier.bias.* holds values that are not"),
+        (
+            lambda model: model.classifier.bias.data.fill_(float("nan")),
+            r"^model_: 'classifier.bias' holds values that are not finite. .* a lower learning_rate",
+        ),
     ):
         spoilt = copy.deepcopy(clf)
         spoil(spoilt.model_)
         with pytest.raises(ValueError, match=message):
             spoilt.save_pretrained(tmp_path / "model")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_network_of_another_precision_is_not_saved_until_it_is_float32(clf, tmp_path, dtype):
+    other = copy.deepcopy(clf)
+    clf.save_pretrained(tmp_path / "model")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}
+    other.model_.to(dtype)
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=rf"\.weight is {name}, .* saved as float32. Call clf.model_.float\(\)"):
+        other.save_pretrained(tmp_path / "model")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()} == before
+    other.model_.float()
+    assert through_a_folder(other, tmp_path / "model").predict(TEXTS).shape == (len(TEXTS),)
+
+
+@pytest.mark.parametrize("pooling", ["max", "", ["mean"], 1])
+def test_a_folder_whose_pooling_is_unknown_is_not_fine_tuned(clf, folder, tmp_path, pooling):
+    shutil.copytree(folder, tmp_path / "model")
+    manifest = json.loads((folder / "bertclf.json").read_text(encoding="utf-8"))
+    (tmp_path / "model" / "bertclf.json").write_text(json.dumps(manifest | {"pooling": pooling}), encoding="utf-8")
+    with pytest.raises(ModelFileError, match=r"bertclf.json has pooling .* must be 'cls', 'mean' or 'last'"):
+        fitted(tmp_path / "model")
 
 
 def test_saving_and_loading_change_nothing_else_and_are_silent(clf, folder, tmp_path, capfd):
