@@ -625,7 +625,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         NotFittedError
             If the classifier is not fitted.
         ValueError
-            If a parameter is not what it must be, a weight is not finite, or modules of `model_` were exchanged.
+            If a parameter is not what it must be, a weight is not finite or not float32, or modules of `model_` were
+            exchanged.
         OSError
             If the folder can't be written, or holds anything else. It is as it was, and nothing is left beside it.
 
@@ -633,7 +634,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         -----
         UserWarning
             If a parameter can't be written as JSON, such as a function as `scoring`, or a RandomState: it will have its
-            default.
+            default. Or if somebody put a file into the old folder meanwhile, which is kept in a hidden one beside it.
 
         Notes
         -----
