@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fuzz_models
@@ -231,7 +232,7 @@ def test_row_33_weights_for_which_there_is_no_memory(folder: Path, monkeypatch: 
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("bertclf._weights.np.empty", fail)
+    monkeypatch.setattr("bertclf._weights.np", SimpleNamespace(empty=fail, uint8=np.uint8))
     assert_refuses(from_pretrained, folder, WEIGHTS, "bytes of memory, more than there are")
 
 

@@ -225,7 +225,8 @@ def test_an_architecture_whose_answer_depends_on_padding_is_refused(tmp_path, ch
     transformers.AutoModel.from_config(transformers.XLNetConfig(**sizes)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"is a xlnet, whose answer with pooling='auto' depends on the padding"):
         BertSequenceClassifier(tmp_path, epochs=1).fit(TEXTS, LABELS)
-    clf = BertSequenceClassifier(tmp_path, epochs=1, pooling="last", random_state=0).fit(TEXTS, LABELS)
+    clf = BertSequenceClassifier(tmp_path, epochs=1, pooling="last", precision="float32", random_state=0)
+    clf.fit(TEXTS, LABELS)
     alone = np.concatenate([clf.predict_proba([text]) for text in TEXTS])
     np.testing.assert_allclose(clf.predict_proba(TEXTS), alone, atol=1e-5)
 
@@ -243,7 +244,7 @@ def test_the_last_token_is_pooled_even_if_it_is_the_padding_token(checkpoints, t
     )
     transformers.AutoModel.from_pretrained(checkpoints("gpt2")).save_pretrained(tmp_path)
     backend.save_pretrained(tmp_path)
-    clf = BertSequenceClassifier(tmp_path, epochs=1, random_state=0).fit(TEXTS, LABELS)
+    clf = BertSequenceClassifier(tmp_path, epochs=1, precision="float32", random_state=0).fit(TEXTS, LABELS)
     assert isinstance(clf.model_, PooledClassifier)
     assert clf.model_.pooling == "last"
     alone = np.concatenate([clf.predict_proba([text]) for text in TEXTS])
