@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from bertclf._batches import padded_batch
-from bertclf._device import apart, multiple_of_tokens
+from bertclf._device import apart, n_idle_tokens
 from bertclf._dropout import Dropout, KeepMasks
 from bertclf._embeddings import UsedRows
 from bertclf._head import Head
@@ -198,7 +198,7 @@ class Engine:
 
     def _layout(self, store: TokenStore, rows: npt.NDArray[np.int64]) -> Layout:
         lengths = store.lengths[rows]
-        n_idle = -int(lengths.sum()) % multiple_of_tokens(self.device)
+        n_idle = n_idle_tokens(int(lengths.sum()), self.device)
         return Layout(lengths, device=self.device, masks=self._masks, n_idle=n_idle)
 
     def _padded_logits(self, store: TokenStore, rows: npt.NDArray[np.int64]) -> torch.Tensor:

@@ -178,6 +178,8 @@ def in_groups(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, patte
     if pattern.dropout or (needs_gradient and torch.is_grad_enabled()):
         attended: torch.Tensor = _GroupedAttention.apply(query, key, value, pattern)  # type: ignore[no-untyped-call]
         return attended
+    if len(pattern.layout.groups) == 1 and pattern.layout.groups[0].is_token is None:
+        return _in_one_group(query, key, value, pattern)
     heads = query.shape[1]
     rows, rows_of_queries = pattern.layout.rows(heads), pattern.rows_of_queries(heads)
     queries, keys, values = rows_of_queries.taken(query), rows.taken(key), rows.taken(value)
@@ -192,6 +194,24 @@ def in_groups(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, patte
         )
         block.of_queries(attended).copy_(states.flatten(0, 1))
     return rows_of_queries.put_back(attended, heads=heads)
+
+
+def _in_one_group(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """Attend within texts of one length, or within a single one: they are a batch as they lie."""
+    layout = pattern.layout
+    n_queries = len(layout.lengths) if pattern.one_query else layout.n_tokens
+    counts = n_queries, layout.n_tokens, layout.n_tokens
+    attended = scaled_dot_product_attention(
+        *(
+            states[:count].unflatten(0, (len(layout.lengths), -1)).transpose(1, 2)
+            for states, count in zip((query, key, value), counts, strict=True)
+        ),
+        attn_mask=pattern.blocks(query.shape[1], query.dtype)[0].bias,
+        scale=pattern.scaling,
+    )
+    attended = attended.transpose(1, 2).flatten(0, 1)
+    n_idle = len(query) - n_queries
+    return torch.cat([attended, attended.new_zeros((n_idle, *attended.shape[1:]))]) if n_idle else attended
 
 
 def _dtype_of_products(query: torch.Tensor) -> torch.dtype:

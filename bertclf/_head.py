@@ -37,6 +37,8 @@ class Head:
 
     def logits(self, pooled: torch.Tensor) -> torch.Tensor:
         """Return the logits of one vector a text: the head takes it for a text of one token, of whatever pooling."""
+        if isinstance(self._network, PooledClassifier):
+            return self._network.logits(pooled)
         network = twin_of(self._network)
         network._modules = network._modules | {self._name_of_encoder: _Known(pooled[:, None], self._pooler)}
         one_token = torch.ones((len(pooled), 1), dtype=torch.int64, device=pooled.device)

@@ -79,6 +79,8 @@ def _has_slices(X: Any) -> bool:
     """Tell whether a slice of a container is a container of the same kind, and not a row or a column."""
     if isinstance(X, np.ndarray):
         return X.ndim > 0
+    if isinstance(X, (list, tuple)):
+        return True
     if hasattr(X, "to_pylist") or isinstance(
         nw.from_native(X, allow_series=True, pass_through=True), (nw.Series, nw.DataFrame)
     ):
@@ -134,7 +136,8 @@ def _unpacked(X: Any, name: str, first_row: int) -> Texts:
         )
     if issparse(X):
         raise TypeError(f"{name} is a sparse {type(X).__name__}, but texts are needed. Pass the raw texts.")
-    frame = nw.from_native(X, allow_series=True, pass_through=True)
+    is_plain = isinstance(X, (list, tuple))
+    frame = X if is_plain else nw.from_native(X, allow_series=True, pass_through=True)
     if isinstance(frame, nw.LazyFrame):
         raise TypeError(f"{name} is a lazy frame, but the texts themselves are needed. Pass {name}.collect().")
     if isinstance(frame, nw.DataFrame):

@@ -47,7 +47,12 @@ class PooledClassifier(nn.Module):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         pooled = pool(hidden, attention_mask, self.pooling)
-        return SequenceClassifierOutput(logits=self.classifier(self.dropout(pooled)))
+        return SequenceClassifierOutput(logits=self.logits(pooled))
+
+    def logits(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Return logits of shape (n_texts, n_classes) of one vector a text."""
+        logits: torch.Tensor = self.classifier(self.dropout(pooled))
+        return logits
 
 
 Network = PreTrainedModel | PooledClassifier

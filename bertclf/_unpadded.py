@@ -199,6 +199,8 @@ def _pool(hidden: torch.Tensor, layout: Layout, pooling: str | None) -> torch.Te
         return hidden.index_select(0, layout.offsets[1:] - 1)
     if pooling != "mean":
         raise NotImplementedError("it pools in a way of its own")
+    if len(layout.lengths) == 1:
+        return hidden[: layout.n_tokens].float().mean(dim=0, keepdim=True)
     sums = hidden.new_zeros((len(layout.lengths), hidden.shape[1]), dtype=torch.float32)
     tokens = hidden[: layout.n_tokens].float()
     return sums.index_add(0, layout.text_of_token, tokens) / layout.offsets.diff().unsqueeze(1)

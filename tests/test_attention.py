@@ -157,6 +157,21 @@ def test_tokens_of_no_text_get_zeros_and_no_gradient_and_change_nothing(one_quer
         assert not some[len(same) :].any()
 
 
+@pytest.mark.parametrize("lengths", [[7], [5, 5, 5]])
+@pytest.mark.parametrize("n_idle", [0, 4])
+@pytest.mark.parametrize("pattern", [{}, {"causal": True}, {"window": 3}, {"one_query": True}])
+def test_texts_of_one_length_need_no_rows_in_prediction(lengths, n_idle, pattern, monkeypatch):
+    states = states_of([*lengths, n_idle] if n_idle else lengths)
+    if "one_query" in pattern:
+        states[0] = states[0].detach()[np.cumsum(lengths) - lengths].requires_grad_()
+    layout = layout_of(lengths, n_idle=n_idle)
+    expected = attend(*states, layout, scaling=SCALING, **pattern)
+    monkeypatch.setattr(layout, "rows", None)
+    with torch.no_grad():
+        found = attend(*states, layout, scaling=SCALING, **pattern)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def mask_again(lengths, *, heads, dropout, seed):
     """Return the mask that a source of this seed draws, of shape (heads, n_tokens, n_tokens)."""
     masks, blocks = KeepMasks(seed), []

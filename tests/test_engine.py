@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from bertclf import BertSequenceClassifier, _engine, _unpadded
+from bertclf import BertSequenceClassifier, _device, _engine, _unpadded
 from bertclf._attention import UNPADDED
 from bertclf._budget import TokenBudget
 from bertclf._checkpoint import load_checkpoint
@@ -228,7 +228,7 @@ def test_idle_tokens_change_neither_logits_nor_gradients(network_of, monkeypatch
     network, tokenizer = network_of(architecture, pooling)
     training, rows = labelled(network, tokenizer), np.arange(len(LENGTHS))
     expected = plain_step(network, training, rows)
-    monkeypatch.setattr(_engine, "multiple_of_tokens", lambda device: 64)
+    monkeypatch.setattr(_engine, "n_idle_tokens", lambda n_tokens, device: -n_tokens % 64)
     engine = Engine(network, device=CPU.device, masks=KeepMasks(0), frozen=frozen)
     if engine.is_unpadded:
         assert sum(LENGTHS) % 64
@@ -242,7 +242,7 @@ def test_idle_tokens_change_neither_logits_nor_gradients(network_of, monkeypatch
         assert_agrees(step(engine, training, rows), expected)
 
 
-def test_in_autocast_a_cpu_gets_batches_of_a_multiple_of_tokens(network_of):
+def test_in_autocast_a_cpu_gets_batches_of_a_multiple_of_tokens_unless_they_are_few(network_of, monkeypatch):
     network, tokenizer = network_of("bert")
     training, rows = labelled(network, tokenizer), np.arange(len(LENGTHS))
     engine, seen = Engine(network, device=CPU.device), []
@@ -251,7 +251,9 @@ def test_in_autocast_a_cpu_gets_batches_of_a_multiple_of_tokens(network_of):
         engine.logits(training.tokens, rows)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             engine.logits(training.tokens, rows)
-    assert seen == [sum(LENGTHS), -(-sum(LENGTHS) // TOKENS_AT_ONCE) * TOKENS_AT_ONCE]
+            monkeypatch.setattr(_device, "FEW_TOKENS", sum(LENGTHS))
+            engine.logits(training.tokens, rows)
+    assert seen == [sum(LENGTHS), sum(LENGTHS), -(-sum(LENGTHS) // TOKENS_AT_ONCE) * TOKENS_AT_ONCE]
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)

@@ -13,18 +13,19 @@ import torch
 from common import device, medians, parsed, parser_of, read, report, wait_for_device
 
 from bertclf import BertSequenceClassifier
+from bertclf._device import PRECISIONS
 
 TRAINING_ROWS, WARM_UP_CALLS = 32, 20
 OURS, BARE, TOKENIZATION = "predict_proba([text])", "bare forward pass", "tokenization alone"
 
 
-def calls_of(classifier, text):
-    """Return what is timed, by name: functions without arguments."""
+def calls_of(classifier, text, dtype):
+    """Return what is timed, by name: functions without arguments; the bare pass runs in a precision."""
     tokenizer, network = classifier.tokenizer_, classifier.model_
     tokens = tokenizer([text], return_tensors="pt").to(device())
 
     def bare():
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(device().type, dtype=dtype, enabled=dtype != torch.float32):
             return network(**tokens).logits
 
     return {OURS: lambda: classifier.predict_proba([text]), BARE: bare, TOKENIZATION: lambda: tokenizer([text])}
@@ -43,14 +44,15 @@ def timed(calls, *, n_calls):
 def main(argv=None):
     """Measure and print the table."""
     parser = parser_of(__doc__)
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS)
     parser.add_argument("--calls", type=int, default=300, help="calls of each kind a turn")
     arguments = parsed(parser, argv)
     texts, labels = read(arguments.data, TRAINING_ROWS)
     text = sorted(texts, key=len)[len(texts) // 2]
-    classifier = BertSequenceClassifier(arguments.model, epochs=1, precision="float32", random_state=0)
+    classifier = BertSequenceClassifier(arguments.model, epochs=1, precision=arguments.precision, random_state=0)
     classifier.fit(texts, labels)
 
-    calls = calls_of(classifier, text)
+    calls = calls_of(classifier, text, PRECISIONS[arguments.precision])
     list(timed(calls, n_calls=WARM_UP_CALLS))
     turns = []
     for repeat in range(arguments.repeats):
@@ -58,8 +60,8 @@ def main(argv=None):
         print(f"turn {repeat + 1} of {arguments.repeats}", file=sys.stderr)
     seconds = medians(turns)
     report(
-        f"One text of {len(classifier.tokenizer_(text)['input_ids'])} tokens, float32; medians of {arguments.repeats} "
-        f"medians of {arguments.calls} calls.",
+        f"One text of {len(classifier.tokenizer_(text)['input_ids'])} tokens, {arguments.precision}; medians "
+        f"of {arguments.repeats} medians of {arguments.calls} calls.",
         ["", "milliseconds", "times the bare forward pass"],
         [[name, f"{median * 1e3:.3f}", f"{median / seconds[BARE]:.2f}"] for name, median in seconds.items()],
     )

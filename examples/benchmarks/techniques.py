@@ -38,7 +38,7 @@ from transformers import AutoConfig
 from bertclf._batches import random_batches
 from bertclf._budget import TokenBudget
 from bertclf._checkpoint import load_checkpoint
-from bertclf._device import Compute
+from bertclf._device import PRECISIONS, Compute
 from bertclf._dropout import KeepMasks
 from bertclf._engine import Engine
 from bertclf._network import takes_segments
@@ -74,10 +74,10 @@ def clip_apart(optimization, max_norm):
     clip_grad_norm_(optimization.weights.values(), max_norm)
 
 
-def stepper(network, training, *, max_tokens=sys.maxsize, max_texts=None, clips_apart=False, **choices):
+def stepper(network, training, *, dtype, max_tokens=sys.maxsize, max_texts=None, clips_apart=False, **choices):
     """Return a function that takes a training step of a copy of a network on some rows, and waits for its loss."""
     network = copy.deepcopy(network)
-    compute = Compute(device(), torch.float32)
+    compute = Compute(device(), dtype)
     settings = TrainingSettings(
         epochs=1,
         batch_size=BATCH_SIZE,
@@ -139,11 +139,13 @@ def by_technique(texts, labels, arguments):
         "clipping inside the step of AdamW": on | {"clips_apart": True},
         NONE: {"unpadded": False, "clips_apart": True},
     }
-    ways = {name: stepper(network, training, **choices) for name, choices in left_out.items()}
+    dtype = PRECISIONS[arguments.precision]
+    ways = {name: stepper(network, training, dtype=dtype, **choices) for name, choices in left_out.items()}
     seconds = step_seconds(ways, training, n_steps=arguments.steps)
     n_tokens = len(training.tokens.ids) / len(texts)
     report(
-        f"Batches of {BATCH_SIZE} texts, {n_tokens:.1f} tokens a text, float32, medians of {arguments.steps} steps.",
+        f"Batches of {BATCH_SIZE} texts, {n_tokens:.1f} tokens a text, {arguments.precision}, medians of "
+        f"{arguments.steps} steps.",
         ["left out", "milliseconds a step", "times that of all"],
         [[name, f"{median * 1e3:.0f}", f"{times:.3f}"] for name, (median, times) in seconds.items()],
     )
@@ -152,17 +154,17 @@ def by_technique(texts, labels, arguments):
 def by_part(texts, labels, arguments):
     """Print the seconds of a step by the most tokens that go through the network at once."""
     sets = {"rows": (texts, MAX_LENGTH), f"{arguments.long} tokens": (None, arguments.long)}
-    rows, budgets = [], arguments.tokens
+    rows, budgets, dtype = [], arguments.tokens, PRECISIONS[arguments.precision]
     for name, (chosen, max_length) in sets.items():
         chosen = chosen or long_texts(texts, n_texts=2 * BATCH_SIZE, n_words=arguments.long)
         targets = labels if len(chosen) == len(labels) else [row % 2 for row in range(len(chosen))]
         network, training = tokenized(chosen, targets, model=arguments.model, max_length=max_length)
         choices = {"masks": KeepMasks(0), "token_ids": np.unique(training.tokens.ids)}
-        ways = {budget: stepper(network, training, max_tokens=budget, **choices) for budget in budgets}
+        ways = {budget: stepper(network, training, dtype=dtype, max_tokens=budget, **choices) for budget in budgets}
         seconds = step_seconds(ways, training, n_steps=arguments.steps)
         rows += [[name, budget, f"{median * 1e3:.0f}"] for budget, (median, _) in seconds.items()]
     report(
-        f"Batches of {BATCH_SIZE} texts, float32, medians of {arguments.steps} steps.",
+        f"Batches of {BATCH_SIZE} texts, {arguments.precision}, medians of {arguments.steps} steps.",
         ["texts", "most tokens at once", "milliseconds a step"],
         rows,
     )
@@ -174,7 +176,8 @@ def by_freezing(texts, labels, arguments):
 
     def fit(frozen, memory, _):
         frozen = n_layers // 2 if frozen == "half" else frozen
-        return classifier_of(arguments.model, epochs=3, freeze=frozen, memory=memory).fit(texts, labels).history_
+        settings = {"epochs": 3, "freeze": frozen, "memory": memory, "precision": arguments.precision}
+        return classifier_of(arguments.model, **settings).fit(texts, labels).history_
 
     with tempfile.TemporaryDirectory() as memory:
         turns = {name: partial(fit, frozen, None) for name, frozen in FITS.items()}
@@ -186,7 +189,7 @@ def by_freezing(texts, labels, arguments):
     epochs = medians(((name, row["epoch"]), row["training_seconds"]) for name, rows, _ in measured for row in rows)
     first = seconds["nothing"]
     report(
-        f"{len(texts)} texts, 3 epochs, float32, medians of {arguments.repeats} fits.",
+        f"{len(texts)} texts, 3 epochs, {arguments.precision}, medians of {arguments.repeats} fits.",
         ["frozen", "seconds, loading included", "times as quick", "first epoch", "last epoch"],
         [
             [name, f"{median:.1f}", f"{first / median:.2f}", f"{epochs[name, 1]:.1f}", f"{epochs[name, 3]:.1f}"]
@@ -198,6 +201,7 @@ def by_freezing(texts, labels, arguments):
 def main(argv=None):
     """Measure and print a table."""
     parser = parser_of(__doc__)
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS)
     parser.add_argument("--rows", type=int, default=320, help="texts to train on, always the same")
     parser.add_argument("--steps", type=int, default=20, help="timed turns of all ways, a step each")
     parser.add_argument("--tokens", nargs="+", type=int, default=[256, 512, 1024, 2048, 4096, 8192])
