@@ -104,6 +104,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Share of each target that is spread evenly over all classes, in [0, 1).
     dropout : float, default=None
         Probability, in [0, 1), that replaces every dropout probability of the checkpoint. None keeps them.
+    head_init : {"probe", "random"}, default="probe"
+        Where the new head begins. "probe" fits a logistic regression of scikit-learn, with its defaults, to what the
+        untouched network makes of the training texts, of more than 8,192 of so many that are drawn at random; then all
+        is trained from there. "random" draws the head, from which few texts don't lead far. `partial_fit` draws it, and
+        `warm_start` goes on with the one that there is.
     freeze : int or "encoder", default=0
         Number of lowest layers that stay fixed, with all that they depend on, the embeddings first of all; or "encoder"
         for all but the head. What is fixed has no dropout and is run once a text and fit: its output is kept, in
@@ -126,9 +131,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Whether to stop when validation shows no gain, and to keep the weights of the best epoch. Measured on `X_val`
         and `y_val` where `fit` gets them, else on a share of the training texts that is held out.
     validation_fraction : float, default=0.1
-        Share of the training texts that early stopping holds out, in (0, 1). Each class keeps its proportion; rows of
-        an indicator matrix are held out at random. Texts that belong together (of one author, one thread) are not kept
-        together: hold them out yourself and pass `X_val` and `y_val`.
+        Share of the training texts that early stopping or `calibration` holds out, in (0, 1). Each class keeps its
+        proportion; rows of an indicator matrix are held out at random. Texts that belong together (of one author, one
+        thread) are not kept together: hold them out yourself and pass `X_val` and `y_val`.
     n_iter_no_change : int, default=2
         Epochs without gain after which early stopping stops.
     scoring : str, callable or None, default=None
@@ -136,6 +141,12 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         :func:`sklearn.metrics.get_scorer`, of which more is better, and among equal scores the lowest loss. It is
         called after each epoch, and once in advance to see that it works, with the classifier, a list of the validation
         texts and their labels, and with `sample_weight` if they have weights. Class weights are no part of it.
+    calibration : {"temperature"} or None, default=None
+        How to make probabilities as sure as they are right. "temperature" divides the logits by one number, after the
+        training and for good (in the weights of the head), with which the loss of the validation texts is lowest. These
+        are `X_val` and `y_val` where `fit` gets them, else a share of the training texts that is held out, as with
+        early stopping, which uses the same. It changes no prediction, up to rounding. None leaves the logits as they
+        are.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Precision of the matrix products; weights stay in float32. "auto" takes bfloat16, on a GPU without it float16,
         where the hardware has circuits for it, else float32.
@@ -188,6 +199,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Validation score of the epoch whose weights were kept: the one with the best score, or if `scoring` is None
         with the lowest `validation_loss` in `history_`, whose accuracy need not be the highest. None without early
         stopping.
+    temperature_ : float
+        Number by which `calibration` divided the logits: above 1 where the network was surer than right. 1 without it.
     best_loss_ : float or None
         Lowest training loss of an epoch; None with early stopping.
     micro_batch_size_ : int
@@ -269,6 +282,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "dropout": [Interval(Real, 0, 1, closed="left"), None],
+        "head_init": [StrOptions({"probe", "random"})],
         "freeze": [Interval(Integral, 0, None, closed="left"), StrOptions({"encoder"})],
         "pooling": [StrOptions({"auto", "cls", "mean", "last"})],
         "max_length": [Interval(Integral, 1, None, closed="left"), None],
@@ -277,6 +291,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "scoring": [str, callable, None],
+        "calibration": [StrOptions({"temperature"}), None],
         "precision": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
         "device": [str],
         "memory": [str, os.PathLike, HasMethods(["cache"]), None],
@@ -303,6 +318,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         max_grad_norm: float | None = 1.0,
         label_smoothing: float = 0.0,
         dropout: float | None = None,
+        head_init: str = "probe",
         freeze: int | str = 0,
         pooling: str = "auto",
         max_length: int | None = None,
@@ -311,6 +327,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 2,
         scoring: str | Callable[..., float] | None = None,
+        calibration: str | None = None,
         precision: str = "auto",
         device: str = "auto",
         memory: Any = None,
@@ -330,6 +347,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         self.max_grad_norm = max_grad_norm
         self.label_smoothing = label_smoothing
         self.dropout = dropout
+        self.head_init = head_init
         self.freeze = freeze
         self.pooling = pooling
         self.max_length = max_length
@@ -338,6 +356,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.scoring = scoring
+        self.calibration = calibration
         self.precision = precision
         self.device = device
         self.memory = memory
@@ -397,6 +416,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Warns
         -----
         UserWarning
+            If `max_length`, or the limit of the checkpoint, cuts more than a hundredth of the tokens.
+        UserWarning
             If the training collapses: after 100 steps or more, the training loss of the last epoch is at least 0.99
             times that of the best answer that is the same for all texts, which is the entropy of the shares that the
             classes have in the loss; and the logits of 256 training texts, as far as possible of all classes alike,
@@ -428,7 +449,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         if self.checkpoint is not None:
             fit_file = self._fit_file(self.checkpoint, labelled, held_out, classes=classes, compute=compute, seed=seed)
             seed = fit_file.seed
-        if self.early_stopping and held_out is None:
+        if (self.early_stopping or self.calibration is not None) and held_out is None:
             labelled, held_out = split(labelled, fraction=self.validation_fraction, seed=seed)
 
         epochs = self._n_epochs(len(labelled))
@@ -485,8 +506,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Raises
         ------
         ValueError, TypeError
-            If a parameter, a text, a label or a weight is not what it must be; with `early_stopping=True` or
-            `class_weight="balanced"`, which need all texts at once; with a `checkpoint`, as there is one epoch.
+            If a parameter, a text, a label or a weight is not what it must be; with `early_stopping=True`, a
+            `calibration` or `class_weight="balanced"`, which need all texts at once; with a `checkpoint`, as there is
+            one epoch.
         OSError
             If the checkpoint can't be found or read.
         ModelFileError
@@ -784,7 +806,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 training,
                 validation=validation,
                 reader=engine,
-                settings=self._settings(epochs=epochs, width=engine.width, in_parts=in_parts),
+                settings=self._settings(epochs=epochs, width=engine.width, goes_on=goes_on, in_parts=in_parts),
                 compute=compute,
                 generator=np.random.default_rng(seed),
                 task=task,
@@ -844,7 +866,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         from bertclf._engine import Engine
         from bertclf._frozen import FrozenPart
         from bertclf._network import freeze
-        from bertclf._tokens import resolve_max_length, truncation_report
+        from bertclf._tokens import resolve_max_length, truncation_report, warn_if_much_is_cut
 
         checkpoint = self._copied() if goes_on else self._load(classes)
         network, frozen = checkpoint.network, self._frozen
@@ -853,6 +875,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         pairs = labelled.texts.are_pairs
         max_length = resolve_max_length(self.max_length, checkpoint.length_limit, checkpoint.tokenizer, pairs=pairs)
         training = _tokenized(labelled, checkpoint, max_length=max_length, memory=memory)
+        warn_if_much_is_cut(training.tokens, max_length=max_length)
         engine = Engine(network, device=compute.device, frozen=frozen)
         remembers = memory is not None and engine.has_states
         state = {
@@ -961,6 +984,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         """Raise if a parameter needs all texts at once."""
         if self.early_stopping:
             raise ValueError("partial_fit does not support early_stopping=True: it makes one pass. Use fit.")
+        if self.calibration is not None:
+            raise ValueError(
+                f"partial_fit does not support calibration={self.calibration!r}: it holds out no texts. Pass "
+                "calibration=None, or use fit."
+            )
         if self.checkpoint is not None:
             raise ValueError(
                 "partial_fit does not support checkpoint: it makes one pass. Pickle the classifier between calls, and "
@@ -1024,7 +1052,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         auto = self.epochs == "auto"
         return automatic_epochs(n_texts=n_texts, batch_size=self.batch_size) if auto else int(self.epochs)
 
-    def _settings(self, *, epochs: int, width: int, in_parts: bool) -> "TrainingSettings":
+    def _settings(self, *, epochs: int, width: int, goes_on: bool, in_parts: bool) -> "TrainingSettings":
         """Return how to train, every "auto" resolved."""
         from bertclf._steps import TrainingSettings
 
@@ -1039,8 +1067,10 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             max_grad_norm=self.max_grad_norm,
             label_smoothing=self.label_smoothing,
             freeze=self._frozen,
+            probes=self.head_init == "probe" and not goes_on and not in_parts,
             n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
             watches_loss=self.scoring is None,
+            calibrates=self.calibration is not None,
         )
 
     def _labelled(
@@ -1202,6 +1232,7 @@ def _fitted_attributes(state: dict[str, Any], trained: "Trained", *, n_iter: int
         "validation_scores_": None if best_epoch is None else scores,
         "best_validation_score_": None if best_epoch is None else scores[best_epoch - 1],
         "micro_batch_size_": trained.micro_batch_size,
+        "temperature_": trained.temperature,
         "best_loss_": None if best_epoch is not None else min(losses, default=None),
         "_optimizer_state": None,
     }

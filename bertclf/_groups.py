@@ -198,17 +198,14 @@ def in_groups(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, patte
 
 def _in_one_group(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     """Attend within texts of one length, or within a single one: they are a batch as they lie."""
-    layout = pattern.layout
-    n_queries = len(layout.lengths) if pattern.one_query else layout.n_tokens
-    counts = n_queries, layout.n_tokens, layout.n_tokens
-    attended = scaled_dot_product_attention(
-        *(
-            states[:count].unflatten(0, (len(layout.lengths), -1)).transpose(1, 2)
-            for states, count in zip((query, key, value), counts, strict=True)
-        ),
-        attn_mask=pattern.blocks(query.shape[1], query.dtype)[0].bias,
-        scale=pattern.scaling,
+    n_texts, n_tokens = len(pattern.layout.lengths), pattern.layout.n_tokens
+    n_queries = n_texts if pattern.one_query else n_tokens
+    queries, keys, values = (
+        states[:count].view(n_texts, -1, *states.shape[1:]).transpose(1, 2)
+        for states, count in zip((query, key, value), (n_queries, n_tokens, n_tokens), strict=True)
     )
+    bias = pattern.blocks(query.shape[1], query.dtype)[0].bias
+    attended = scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=pattern.scaling)
     attended = attended.transpose(1, 2).flatten(0, 1)
     n_idle = len(query) - n_queries
     return torch.cat([attended, attended.new_zeros((n_idle, *attended.shape[1:]))]) if n_idle else attended

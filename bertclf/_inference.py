@@ -36,7 +36,28 @@ def predict_logits(
     rows: npt.NDArray[np.int64] | None = None,
     states: FrozenStates | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Run the network over all texts, or over some.
+    """Run the network over all texts, or over some; see `run_network`.
+
+    Returns
+    -------
+    ndarray of float32, shape (n_texts, n_classes)
+        Row `i` belongs to text `i`, or to that of `rows[i]`.
+    """
+    n_outputs = engine.n_classes
+    return run_network(engine, store, n_outputs=n_outputs, compute=compute, budget=budget, rows=rows, states=states)
+
+
+def run_network(
+    engine: Engine,
+    store: TokenStore,
+    *,
+    n_outputs: int,
+    compute: Compute,
+    budget: TokenBudget,
+    rows: npt.NDArray[np.int64] | None = None,
+    states: FrozenStates | None = None,
+) -> npt.NDArray[np.float32]:
+    """Run a network, whole or without its output layer, over all texts, or over some.
 
     Parameters
     ----------
@@ -44,6 +65,8 @@ def predict_logits(
         Runs the network; it must be in evaluation mode.
     store : TokenStore
         The texts.
+    n_outputs : int
+        How many numbers the network gives a text.
     compute : Compute
         Device and precision; the engine must be made for that device.
     budget : TokenBudget
@@ -55,27 +78,27 @@ def predict_logits(
 
     Returns
     -------
-    ndarray of float32, shape (n_texts, n_classes)
+    ndarray of float32, shape (n_texts, n_outputs)
         Row `i` belongs to text `i`, or to that of `rows[i]`. Each batch leaves the device as soon as it is done.
     """
     wanted = np.arange(len(store)) if rows is None else rows
-    logits = np.empty((len(wanted), engine.n_classes), dtype=np.float32)
+    outputs = np.empty((len(wanted), n_outputs), dtype=np.float32)
 
     def fill_in(places: npt.NDArray[np.int64]) -> None:
-        """Fill in the logits of some texts."""
+        """Fill in the outputs of some texts."""
         known = None if states is None else states.of(wanted[places])
         found = engine.logits(store, wanted[places], states=known).float().cpu().numpy()
-        if found.shape[1] != logits.shape[1]:
+        if found.shape[1] != n_outputs:
             raise ValueError(
-                f"model_ gives {found.shape[1]} logits a text, but there are {logits.shape[1]} classes: its head was "
+                f"model_ gives {found.shape[1]} logits a text, but there are {n_outputs} classes: its head was "
                 "exchanged. Put one with as many outputs in its place, or fit again."
             )
-        logits[places] = found
+        outputs[places] = found
 
     forget_casts()
     with torch.inference_mode(), compute.autocast():
         budget.run(store.lengths[wanted], fill_in)
-    return logits
+    return outputs
 
 
 def probabilities(logits: npt.NDArray[np.float32], *, multilabel: bool) -> npt.NDArray[np.float32]:

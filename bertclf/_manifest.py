@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -61,7 +61,11 @@ FITTED: dict[str, Callable[[Any], bool]] = {
     "best_validation_score_": _is_number_or_none,
     "best_loss_": _is_number_or_none,
     "micro_batch_size_": _is_count,
+    "temperature_": _is_number,
 }
+
+# What the attributes are in files that were written before there were such.
+BEFORE = {"temperature_": 1.0}
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class Manifest:
             truncation = fields.within("truncation")
             counts = truncation.take("per_class", _lists(lambda pair: _lists(_is_count)(pair) and len(pair) == 2))
             per_class = [{"texts": texts, "tokens": tokens} for texts, tokens in counts]
-            fitted = fields.within("fitted")
+            fitted = fields.within("fitted", otherwise=BEFORE)
             return cls(
                 parameters={name: decode(value) for name, value in fields.take("parameters", _is_object).items()},
                 classes=classes,
@@ -197,9 +201,9 @@ class _Fields:
             raise ValueError(f"its {name!r} is {_shown(value)}, which it can't be")
         return value
 
-    def within(self, name: str) -> "_Fields":
-        """Return the fields of a field."""
-        return _Fields(self.take(name, _is_object))
+    def within(self, name: str, *, otherwise: Mapping[str, Any] | None = None) -> "_Fields":
+        """Return the fields of a field; those that it doesn't have are as `otherwise` says."""
+        return _Fields(dict(otherwise or {}) | self.take(name, _is_object))
 
 
 def encode(value: Any) -> Any:

@@ -34,12 +34,15 @@ class Trained:
         What AdamW remembers of the gradients, to train on from here; empty if that was not asked for.
     micro_batch_size : int
         Most texts that went through the network at once.
+    temperature : float
+        Number by which the logits of the network have been divided since.
     """
 
     history: list[dict[str, Any]]
     best_epoch: int | None
     optimizer_state: OptimizerState
     micro_batch_size: int
+    temperature: float = 1.0
 
 
 class BestWeights:

@@ -36,7 +36,8 @@ SCALER = "gradient scaler"
 class TrainingSettings:
     """How to train; the names are those of the classifier's parameters, all resolved to numbers.
 
-    `n_iter_no_change` is None without early stopping; `watches_loss` tells whether early stopping looks at the
+    `probes` tells whether the head begins with a logistic regression, `calibrates` whether the logits are scaled in the
+    end. `n_iter_no_change` is None without early stopping; `watches_loss` tells whether early stopping looks at the
     validation loss or at the validation score.
     """
 
@@ -49,8 +50,10 @@ class TrainingSettings:
     max_grad_norm: float | None
     label_smoothing: float
     freeze: int | str = 0
+    probes: bool = False
     n_iter_no_change: int | None = None
     watches_loss: bool = True
+    calibrates: bool = False
 
 
 @dataclass(frozen=True)

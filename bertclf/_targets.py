@@ -398,8 +398,9 @@ def split(labelled: LabelledTexts, *, fraction: float, seed: int) -> tuple[Label
         )
     except ValueError as error:
         raise ValueError(
-            f"early_stopping can't hold out validation_fraction={fraction} of {len(labelled)} texts: {error} Pass "
-            "X_val and y_val, change validation_fraction, or set early_stopping=False."
+            f"early_stopping or calibration can't hold out validation_fraction={fraction} of {len(labelled)} texts: "
+            f"{error} Pass X_val and y_val, change validation_fraction, or set early_stopping=False "
+            "and calibration=None."
         ) from error
     return labelled.take(np.sort(kept)), labelled.take(np.sort(held_out))
 

@@ -1,5 +1,6 @@
 """Texts turned into a ragged store of token ids: flat, never padded."""
 
+import warnings
 from array import array
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,9 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from bertclf._memory import TextMemory, key_of
 from bertclf._process import lock_for
 from bertclf._version import __version__
+
+# Share of the tokens of which a user would want to know that they are cut.
+MUCH_CUT = 0.01
 
 TEXTS_PER_CALL = 1024
 MIN_WINDOW = 32_768
@@ -184,6 +188,20 @@ def truncation_report(cut: dict[int, int], targets: npt.NDArray[Any], classes: n
         )
     }
     return {"texts": len(cut), "tokens": int(tokens.sum()), "per_class": per_class}
+
+
+def warn_if_much_is_cut(store: TokenStore, *, max_length: int | None) -> None:
+    """Warn if truncation cut more than a hundredth of the tokens of the texts of a store to `max_length` of them."""
+    n_cut = sum(store.cut.values())
+    share = n_cut / (n_cut + len(store.ids))
+    if share > MUCH_CUT:
+        warnings.warn(
+            f"{share:.0%} of the tokens that fit trains on are cut: {n_cut:,} of {len(store.cut):,} texts that are "
+            f"longer than {max_length} tokens. Raise max_length if the checkpoint takes more, or take one for longer "
+            "texts; truncation_ tells what each class loses.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from bertclf._batches import random_batches
 from bertclf._budget import TokenBudget
+from bertclf._calibration import best_temperature, cool_down
 from bertclf._collapse import warn_if_collapsed
 from bertclf._device import Compute
 from bertclf._dropout import KeepMasks
@@ -21,6 +22,7 @@ from bertclf._engine import Engine
 from bertclf._frozen import FrozenMemory, FrozenStates
 from bertclf._inference import predict_logits, prediction_budget
 from bertclf._network import Network
+from bertclf._probe import head_inputs, rows_to_probe, start_head
 from bertclf._progress import Progress, Trained, take_up_weights
 from bertclf._resume import FitFile
 from bertclf._steps import Descent, LabelledTokens, Optimization, OptimizerState, TrainingSettings, classification_loss
@@ -99,8 +101,8 @@ def train(
     Returns
     -------
     Trained
-        History, best epoch, and the state of the optimiser. With early stopping the network has the weights of the
-        best epoch.
+        History, best epoch, the state of the optimiser, and the temperature. With early stopping the network has the
+        weights of the best epoch.
 
     Raises
     ------
@@ -118,6 +120,14 @@ def train(
         network, training, reader=reader, settings=settings, compute=compute, masks=masks, whole_table=goes_on
     )
     states = _frozen_states(engine, training, frozen_memory, is_reused=is_reused)
+    if settings.probes and (found is None or states is not None):
+        # Also where the head is known already: what is kept of frozen layers depends on which texts were run together.
+        rows = rows_to_probe(len(training.tokens), generator=generator)
+        inputs = head_inputs(
+            network, training, states, rows=rows, reader=reader, frozen=settings.freeze, compute=compute
+        )
+        if found is None:
+            start_head(network, inputs, training.targets[rows], training.weights[rows])
     optimization = Optimization(engine, settings, n_steps=n_steps, compute=compute, state=optimizer_state)
     budget = _make_budget(engine, compute, tell=tqdm.write if verbose else None)
     descent = Descent(engine, training, states, optimization=optimization, budget=budget, compute=compute)
@@ -160,8 +170,12 @@ def train(
             if verbose:
                 bar.write(f"kept the weights of epoch {so_far.best.epoch}")
     _check_weights(network)
+    temperature = 1.0
+    if settings.calibrates and watch is not None:
+        temperature = best_temperature(watch.logits(), watch.labelled)
+        cool_down(network, temperature)
     warn_if_collapsed(so_far.history, training, reader=reader, settings=settings, compute=compute)
-    return so_far.trained(goes_on=goes_on)
+    return replace(so_far.trained(goes_on=goes_on), temperature=temperature)
 
 
 @dataclass(frozen=True)
@@ -179,26 +193,29 @@ class _Watch:
     def __init__(
         self, reader: Engine, validation: Validation, states: FrozenStates | None, *, compute: Compute, verbose: bool
     ) -> None:
+        self.labelled = validation.labelled
         self._reader = reader
-        self._validation = validation
+        self._score = validation.score
         self._states = states
         self._compute = compute
         self._budget = prediction_budget(compute, verbose=verbose)
 
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Return the logits of the validation texts."""
+        tokens, states = self.labelled.tokens, self._states
+        return predict_logits(self._reader, tokens, compute=self._compute, budget=self._budget, states=states)
+
     def measure(self) -> _Measured:
         """Return the weighted mean of the cross-entropy, without smoothing, and the score."""
         begun = time.perf_counter()
-        labelled = self._validation.labelled
-        logits = predict_logits(
-            self._reader, labelled.tokens, compute=self._compute, budget=self._budget, states=self._states
-        )
+        logits, labelled = self.logits(), self.labelled
         loss = classification_loss(
             torch.from_numpy(logits),
             torch.from_numpy(labelled.targets),
             torch.from_numpy(labelled.weights),
             label_smoothing=0.0,
         )
-        score = self._validation.score(logits)
+        score = self._score(logits)
         return _Measured(float(loss), score, time.perf_counter() - begun)
 
 

@@ -32,6 +32,10 @@ TEXTS = GOOD + BAD
 LABELS = ["fresh"] * len(GOOD) + ["rotten"] * len(BAD)
 
 
+# Of tests whose point is that much of their texts is cut.
+texts_are_cut = pytest.mark.filterwarnings("ignore:[0-9]+% of the tokens that fit trains on are cut:UserWarning")
+
+
 def saying(*parts: str) -> str:
     """Return a pattern that finds these parts in this order."""
     return "(?s)" + ".*".join(re.escape(part) for part in parts)

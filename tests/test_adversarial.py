@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
-from conftest import LABELS, TEXTS, saying
+from conftest import LABELS, TEXTS, saying, texts_are_cut
 from datasets import Dataset
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
@@ -200,6 +200,7 @@ def test_row_08_empty_texts_give_finite_probabilities(
     )
 
 
+@texts_are_cut
 def test_row_09_a_megabyte_of_words_is_classified_by_its_beginning(make: Maker, fitted: BertSequenceClassifier) -> None:
     megabyte = "a fine film was not dull " * 42_000
     clf = make().fit([*TEXTS, megabyte], [*LABELS, "fresh"])
@@ -259,6 +260,7 @@ def test_row_12_a_max_length_beyond_the_checkpoint_is_refused_at_fit_with_the_li
         clf.predict(texts)
 
 
+@texts_are_cut
 def test_row_12_a_max_length_at_the_limit_of_the_checkpoint_is_taken(make: Maker) -> None:
     long = ["a fine film " * 40, *TEXTS[1:]]
     at_limit, default = (make(max_length=length).fit(long, LABELS) for length in (POSITIONS, None))
@@ -294,6 +296,7 @@ def test_row_13_two_texts_a_row_are_a_pair_in_fit_and_predict(
     assert clf.n_features_in_ == 2
 
 
+@texts_are_cut
 def test_row_13_the_second_text_of_a_pair_matters(fitted_on_pairs: BertSequenceClassifier) -> None:
     one, other = fitted_on_pairs.predict_proba([("a film", "great joy"), ("a film", "awful bore")])
 

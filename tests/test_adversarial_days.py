@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import LABELS, TEXTS, saying
+from conftest import LABELS, TEXTS, saying, texts_are_cut
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
@@ -199,6 +199,7 @@ def test_row_44_a_fit_that_ends_within_a_prediction_does_not_mix_with_it(
     assert clf.classes_.tolist() == sorted(THREE)
 
 
+@texts_are_cut
 def test_row_44_threads_fit_and_predict_and_set_parameters_at_once(make: Maker) -> None:
     clf, other = make().fit(TEXTS, LABELS), make(max_length=5).fit(TEXTS, LABELS_OF_THREE)
     expected = [clf.predict_proba(TEXTS).tolist(), other.predict_proba(TEXTS).tolist()]

@@ -4,12 +4,14 @@ import json
 import math
 from pathlib import Path
 
+import accuracy
 import common
 import gpu
 import grid_search
 import growth
 import latency
 import load_time
+import numpy as np
 import parity
 import peak_memory
 import predict_speed
@@ -239,3 +241,54 @@ def test_a_rival_that_is_not_installed_is_left_out(
     assert set(train_speed.all_ways()) >= {train_speed.TUTORIAL, "bertclf, float32"}
     assert train_speed.TRAINER not in train_speed.all_ways()
     assert "skorch is left out: skorch is not installed." in capsys.readouterr().err
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> Path:
+    """A folder with a set of one label a text, one of pairs, and one of many labels, each with training and test."""
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, LABELS, strict=True)]
+    contents = {
+        "trec": rows,
+        "rte": [row | {"text_pair": text} for row, text in zip(rows, TEXTS[::-1], strict=True)],
+        "goemotions_ekman": [
+            {"text": row["text"], "labels": [row["label"]] * (number % 2)} for number, row in enumerate(rows)
+        ],
+    }
+    for name, content in contents.items():
+        (tmp_path / name).mkdir()
+        for part in ("train", "valid", "test"):
+            lines = "\n".join(map(json.dumps, content))
+            (tmp_path / name / f"{part}.jsonl").write_text(lines, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["trec", "rte", "goemotions_ekman"])
+def test_each_way_is_scored_on_each_kind_of_set_once(
+    name, sets: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+):
+    runs = sets / "runs.jsonl"
+    ways = [way for way in accuracy.WAYS if way != accuracy.EMBEDDINGS]
+    options = [f"--data={sets}", f"--runs={runs}", f"--model={checkpoint}", "--sets", name, "--ways", *ways]
+    for _ in range(2):
+        accuracy.main([*options, "--seeds", "0", "1"])
+    rows = [json.loads(line) for line in runs.read_text().splitlines()]
+    ran = [(row["way"], row["seed"]) for row in rows]
+    assert len(set(ran)) == len(ran)
+    assert (accuracy.OURS, 1) in ran
+    assert (accuracy.TFIDF, 0) in ran
+    assert (accuracy.TFIDF, 1) not in ran
+    assert all(0 <= row["calibration_error"] <= 1 and math.isfinite(row["log_loss"]) for row in rows)
+    first, _ = tables(capsys.readouterr().out)
+    assert [row[0].split(",")[0] for row in first] == [name]
+
+
+def test_scores_are_those_of_the_predictions():
+    labels, classes = np.array(["a", "b", "b", "b"]), np.array(["a", "b"])
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])
+    scores = accuracy.measures(labels, probabilities, classes)
+    assert scores["accuracy"] == 0.75
+    assert scores["calibration_error"] == pytest.approx(0.15)
+    assert scores["log_loss"] == pytest.approx(-(3 * math.log(0.9) + math.log(0.1)) / 4)
+    indicators = accuracy.measures(np.array([[1, 0], [0, 0]]), np.array([[0.8, 0.2], [0.6, 0.4]]), classes)
+    assert indicators["accuracy"] == 0.5
+    assert indicators["micro_f1"] == pytest.approx(2 / 3)

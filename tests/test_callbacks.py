@@ -230,6 +230,7 @@ def test_a_classifier_with_callbacks_can_be_pickled(clf):
 def test_without_the_callbacks_of_scikit_learn_the_classifier_fits_in_silence(checkpoint):
     code = f"""
 import sys
+import sklearn.linear_model  # of a release that needs them
 sys.modules["sklearn.callback"] = None
 from bertclf import BertSequenceClassifier
 clf = BertSequenceClassifier({str(checkpoint)!r}, epochs=1, random_state=0).fit({TEXTS!r}, {LABELS!r})

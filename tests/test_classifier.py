@@ -75,7 +75,9 @@ def test_every_public_fitted_attribute_is_documented(clf):
 
 def test_truncation_is_counted_per_class(checkpoint):
     texts = ["joy " * 10, "joy", "dull " * 6, "dull"]
-    clf = BertSequenceClassifier(checkpoint, epochs=1, max_length=6, random_state=0).fit(texts, [1, 1, 0, 0])
+    clf = BertSequenceClassifier(checkpoint, epochs=1, max_length=6, random_state=0)
+    with pytest.warns(UserWarning, match=r"31% of the tokens that fit trains on are cut: 8 of 2 texts .* 6 tokens"):
+        clf.fit(texts, [1, 1, 0, 0])
     assert clf.truncation_ == {
         "texts": 2,
         "tokens": 8,
@@ -148,6 +150,7 @@ OUT_OF_RANGE = {
     "max_grad_norm": [0.0, -1.0],
     "label_smoothing": [-0.1, 1.0],
     "dropout": [-0.1, 1.0],
+    "head_init": ["zero", None],
     "freeze": [-1, 1.5, "embeddings", None, True, False],
     "pooling": ["max", None],
     "max_length": [0, 12.5],
@@ -156,6 +159,7 @@ OUT_OF_RANGE = {
     "validation_fraction": [0.0, 1.0, None],
     "n_iter_no_change": [0, 1.5],
     "scoring": [3, ["accuracy"]],
+    "calibration": ["isotonic", True],
     "precision": ["float64", None],
     "device": [None, 0],
     "memory": [3, ["folder"]],

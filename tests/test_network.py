@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import LABELS, TEXTS
+from conftest import LABELS, TEXTS, texts_are_cut
 from tiny import CONFIGS, POSITIONS, WIDTH
 from torch import nn
 
@@ -261,6 +261,7 @@ def test_the_head_is_as_wide_as_the_network(fitted):
     assert fitted("bert", pooling="mean").model_.classifier.weight.shape == (2, WIDTH)
 
 
+@texts_are_cut
 def test_a_tokenizer_written_in_python_works_as_well(tmp_path):
     tokenizer = transformers.ByT5Tokenizer(model_max_length=POSITIONS)
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": WIDTH}

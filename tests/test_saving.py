@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import LABELS, TEXTS
+from conftest import LABELS, TEXTS, texts_are_cut
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
@@ -131,6 +131,7 @@ def test_columns_and_pairs_are_kept(checkpoint, tmp_path):
         again.predict(X.rename(columns={"first": "other"}))
 
 
+@texts_are_cut
 @pytest.mark.parametrize(
     "architecture", ["albert", "bert", "deberta-v2", "distilbert", "gpt2", "modernbert", "roberta"]
 )

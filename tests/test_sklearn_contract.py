@@ -167,11 +167,12 @@ def test_the_checks_that_the_battery_leaves_out_pass(check, spread_checkpoint):
 
 
 def test_weights_equal_repetition_to_the_resolution_of_float32(spread_checkpoint, monkeypatch):
+    """But for the start of the head, whose regression is held back the less the more texts there are."""
     monkeypatch.setattr(
         estimator_checks, "assert_allclose_dense_sparse", partial(assert_allclose_dense_sparse, rtol=1e-4, atol=1e-5)
     )
     estimator_checks.check_sample_weight_equivalence_on_dense_data(
-        "NumbersAsText", clone(NUMBERS).set_params(model=spread_checkpoint)
+        "NumbersAsText", clone(NUMBERS).set_params(model=spread_checkpoint, head_init="random")
     )
 
 

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import fuzz_texts
+import many_texts
 import numpy as np
 import pytest
 import small_bert
@@ -79,3 +80,17 @@ def test_what_the_fuzzing_must_not_see_is_noticed(tmp_path: Path) -> None:
         assert file.read_text(encoding="utf-8") == "read"
     with pytest.raises(fuzz_texts.Refused), fuzz_texts.watched():
         file.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts as Linux does")
+def test_memory_of_many_texts_is_counted_beside_the_result(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many_texts, "FEW", 100)
+    monkeypatch.setattr(many_texts, "TEXTS_AT_ONCE", 130)
+    assert status(many_texts, f"--model={model}", "--texts=300") == 0
+    assert capsys.readouterr().out.startswith("300 texts in ")
+    sizes = iter([0, 0, 200 * many_texts.MEGABYTE])
+    monkeypatch.setattr(many_texts, "own_bytes", lambda: next(sizes, 200 * many_texts.MEGABYTE))
+    monkeypatch.setattr(many_texts, "SECONDS_BETWEEN_LOOKS", 0.0)
+    assert status(many_texts, f"--model={model}", "--texts=300") == 1

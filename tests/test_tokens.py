@@ -1,5 +1,6 @@
 """Texts to a ragged store of tokens."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tiny import POSITIONS, TOKENIZERS
 
 from bertclf import _tokens
 from bertclf._checkpoint import load_checkpoint
-from bertclf._tokens import TokenStore, resolve_max_length, tokenize, truncation_report
+from bertclf._tokens import TokenStore, resolve_max_length, tokenize, truncation_report, warn_if_much_is_cut
 
 Tokenizer = transformers.PreTrainedTokenizerBase
 CPU = torch.device("cpu")
@@ -499,3 +500,15 @@ def test_the_shortest_pair_keeps_a_token_of_each_text(tokenizers: Callable[[str]
     store = encode(tokenizer, ["a film"], ["was dull"], resolve_max_length(shortest, 64, tokenizer, pairs=True))
 
     assert store.lengths.tolist() == [shortest]
+
+
+@pytest.mark.parametrize(("n_cut", "is_much"), [(0, False), (1, False), (2, True)])
+def test_more_than_a_hundredth_that_is_cut_is_told(n_cut: int, is_much: bool) -> None:
+    store = TokenStore(np.zeros(100, dtype=np.int32), np.array([0, 60, 100]), None, cut={0: n_cut} if n_cut else {})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_if_much_is_cut(store, max_length=60)
+    assert [str(warning.message)[:43] for warning in caught] == [
+        "2% of the tokens that fit trains on are cut"
+    ] * is_much
+    assert all("longer than 60 tokens. Raise max_length" in str(warning.message) for warning in caught)

@@ -17,7 +17,6 @@ from functools import partial
 from unittest.mock import patch
 
 import numpy as np
-import torch
 from common import (
     BATCH_SIZE,
     LEARNING_RATE,

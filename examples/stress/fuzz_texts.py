@@ -17,6 +17,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -178,7 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     n_batches = -(-options.texts // TEXTS_IN_BATCH)
     kinds: Counter[str] = Counter()
     begun = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "[0-9]+% of the tokens that fit trains on are cut")  # they are meant to be
         fuzzed = Fuzzed(options.model or build(Path(folder)))
 
         @seed(options.seed)

@@ -1,0 +1,280 @@
+"""Compare the accuracy out of the box with what users would otherwise try, on many data sets and several seeds.
+
+Each way gets the raw training texts of a set and gives probabilities for its test texts; nothing is tuned. Each run
+appends one JSON line to `--runs`; runs that stand there are not repeated, so that the script can be stopped and started
+again. Ways without chance in them run with one seed.
+
+    python examples/benchmarks/accuracy.py --data FOLDER --runs runs.jsonl
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from common import BATCH_SIZE, LEARNING_RATE, MAX_LENGTH, best_dtype, is_installed, name_of, processor, versions
+from minilm import minilm_folder
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score, log_loss, matthews_corrcoef
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MultiLabelBinarizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
+
+from bertclf import BertSequenceClassifier
+
+N_BINS = 15  # of the calibration error, as in Guo et al. (2017), "On Calibration of Modern Neural Networks"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts, or pairs of them as tuples, with one label each, or with a matrix of zeros and ones."""
+
+    texts: list
+    labels: np.ndarray
+
+    @property
+    def are_pairs(self):
+        """Whether each row has two texts."""
+        return isinstance(self.texts[0], tuple)
+
+    @property
+    def are_multilabel(self):
+        """Whether a text can have any number of labels."""
+        return self.labels.ndim == 2
+
+    @property
+    def joined(self):
+        """The texts; of pairs, both in one."""
+        return [" ".join(pair) for pair in self.texts] if self.are_pairs else self.texts
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Files of JSON lines below a folder, and what the table shows of it."""
+
+    train: str
+    test: str
+    metric: str = "accuracy"
+
+
+SETS = {
+    "tiny_chatbot": DataSet("tiny_chatbot/train", "tiny_chatbot/test"),
+    "tiny_askubuntu": DataSet("tiny_askubuntu/train", "tiny_askubuntu/test"),
+    "banking77, 5 a class": DataSet("banking77_fewshot/train_5", "banking77_fewshot/test"),
+    "banking77, 10 a class": DataSet("banking77_fewshot/train_10", "banking77_fewshot/test"),
+    "banking77": DataSet("banking77/train", "banking77/test"),
+    "rte": DataSet("rte/train", "rte/valid"),
+    "trec": DataSet("trec/train", "trec/test"),
+    "mr": DataSet("mr/train", "mr/test"),
+    "sms_spam": DataSet("sms_spam/train", "sms_spam/test"),
+    "germeval2018_de": DataSet("germeval2018_de/train", "germeval2018_de/test"),
+    "cola": DataSet("cola/train", "cola/test", metric="matthews"),
+    "emotion6": DataSet("emotion6/train", "emotion6/test"),
+    "goemotions_ekman": DataSet("goemotions_ekman/train", "goemotions_ekman/test", metric="macro_f1"),
+    "movie_reviews_long": DataSet("movie_reviews_long/train", "movie_reviews_long/test"),
+}
+
+
+def read_set(folder, files):
+    """Return the training and the test rows of a set."""
+    parts = []
+    for name in (files.train, files.test):
+        lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
+        parts.append([json.loads(line) for line in lines if line])
+    if "labels" in parts[0][0]:
+        binarizer = MultiLabelBinarizer().fit([row["labels"] for rows in parts for row in rows])
+        labels = [binarizer.transform([row["labels"] for row in rows]) for rows in parts]
+    else:
+        labels = [np.array([row["label"] for row in rows]) for rows in parts]
+    texts = [[(row["text"], row["text_pair"]) if "text_pair" in row else row["text"] for row in rows] for rows in parts]
+    return Rows(texts[0], labels[0]), Rows(texts[1], labels[1])
+
+
+def bertclf(train, test, *, model, seed, **settings):
+    """Fit `BertSequenceClassifier` with its defaults, some of them changed by `settings`."""
+    classifier = BertSequenceClassifier(model, random_state=seed, **settings).fit(train.texts, train.labels)
+    return classifier.predict_proba(test.texts)
+
+
+def tutorial(train, test, **settings):
+    """Train as the tutorial does: 4 epochs at 5e-5 without warm-up, 64 tokens, first token, a head drawn at random."""
+    return bertclf(
+        train,
+        test,
+        epochs=4,
+        batch_size=BATCH_SIZE,
+        learning_rate=LEARNING_RATE,
+        warmup_ratio=0.0,
+        max_length=MAX_LENGTH,
+        pooling="cls",
+        head_init="random",
+        **settings,
+    )
+
+
+def with_trainer(train, test, *, model, seed):
+    """Train with `Trainer` and its defaults: 3 epochs at 5e-5, batches of 8, padded to the longest text in each."""
+    transformers.set_seed(seed)
+    if train.are_multilabel:
+        n_classes, targets, kind = train.labels.shape[1], train.labels.astype(np.float32), "multi_label_classification"
+    else:
+        classes, targets = np.unique(train.labels, return_inverse=True)
+        n_classes, kind = len(classes), "single_label_classification"
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForSequenceClassification.from_pretrained(
+        model, num_labels=n_classes, problem_type=kind, dtype=torch.float32
+    )
+
+    def encoded(rows):
+        columns = zip(*rows.texts, strict=True) if rows.are_pairs else [rows.texts]
+        tokens = tokenizer(*map(list, columns), truncation=True)
+        return [{name: values[row] for name, values in tokens.items()} for row in range(len(rows.texts))]
+
+    rows = [row | {"labels": target} for row, target in zip(encoded(train), targets.tolist(), strict=True)]
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = TrainingArguments(scratch, save_strategy="no", report_to="none", disable_tqdm=True, seed=seed)
+        collate = DataCollatorWithPadding(tokenizer)
+        trainer = Trainer(network, settings, train_dataset=rows, processing_class=tokenizer, data_collator=collate)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        logits = torch.from_numpy(trainer.predict(encoded(test)).predictions)
+    return (logits.sigmoid() if train.are_multilabel else logits.softmax(dim=1)).numpy()
+
+
+def logistic_regression(train):
+    """Return a logistic regression with its defaults, or of many labels one each."""
+    regression = LogisticRegression(max_iter=1000)
+    return OneVsRestClassifier(regression) if train.are_multilabel else regression
+
+
+def embeddings(train, test, *, model, seed):
+    """Fit a logistic regression on the embeddings of sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(str(model), device="cpu")
+    vectors = [encoder.encode(rows.joined, show_progress_bar=False) for rows in (train, test)]
+    return logistic_regression(train).fit(vectors[0], train.labels).predict_proba(vectors[1])
+
+
+def tfidf(train, test, *, model, seed):
+    """Fit a logistic regression on counts of words and pairs of words, weighted by their rarity."""
+    pipeline = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), logistic_regression(train))
+    return pipeline.fit(train.joined, train.labels).predict_proba(test.joined)
+
+
+OURS, TUTORIAL, TRAINER = "bertclf", "tutorial's settings", "Trainer's defaults"
+EMBEDDINGS, TFIDF = "embeddings and logistic regression", "TF-IDF and logistic regression"
+WAYS = {OURS: bertclf, TUTORIAL: tutorial, TRAINER: with_trainer, EMBEDDINGS: embeddings, TFIDF: tfidf}
+NEEDS = {TRAINER: "accelerate", EMBEDDINGS: "sentence_transformers"}
+WITHOUT_CHANCE = {EMBEDDINGS, TFIDF}
+
+
+def calibration_error(hits, confidences):
+    """Return the expected calibration error: how far confidence is from the share of hits, in the mean over bins."""
+    bins = np.minimum((confidences * N_BINS).astype(int), N_BINS - 1)
+    gaps = np.bincount(bins, confidences, N_BINS) - np.bincount(bins, hits, N_BINS)
+    return float(np.abs(gaps).sum() / len(hits))
+
+
+def measures(labels, probabilities, classes):
+    """Return all scores of probabilities by name."""
+    if labels.ndim == 2:
+        predicted = probabilities > 0.5
+        hits, confidences = (labels == 1).ravel(), probabilities.ravel()
+        return {
+            "accuracy": float(accuracy_score(labels, predicted)),
+            "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+            "micro_f1": float(f1_score(labels, predicted, average="micro", zero_division=0)),
+            "log_loss": float(
+                np.mean([log_loss(*pair, labels=[0, 1]) for pair in zip(labels.T, probabilities.T, strict=True)])
+            ),
+            "calibration_error": calibration_error(hits, confidences),
+        }
+    predicted = classes[probabilities.argmax(axis=1)]
+    return {
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+        "matthews": float(matthews_corrcoef(labels, predicted)),
+        "log_loss": float(log_loss(labels, probabilities.astype(np.float64), labels=classes)),
+        "calibration_error": calibration_error(predicted == labels, probabilities.max(axis=1)),
+    }
+
+
+def run(way, train, test, *, model, seed):
+    """Return the scores of one way on one set, and its seconds from texts to probabilities."""
+    begun = time.perf_counter()
+    probabilities = WAYS[way](train, test, model=model, seed=seed)
+    seconds = time.perf_counter() - begun
+    return measures(test.labels, probabilities, np.unique(train.labels)) | {"seconds": seconds}
+
+
+def table(runs):
+    """Return a Markdown table: mean and standard deviation over the seeds of what each set is measured by."""
+    names = [name for name in SETS if any(run["set"] == name for run in runs)]
+    ways = [way for way in WAYS if any(run["way"] == way for run in runs)]
+    lines = [f"| set | {' | '.join(ways)} |", "|---" * (len(ways) + 1) + "|"]
+    for name in names:
+        cells = []
+        for way in ways:
+            found = [run[SETS[name].metric] for run in runs if run["set"] == name and run["way"] == way]
+            spread = f" ± {statistics.stdev(found):.3f} ({len(found)})" if len(found) > 1 else ""
+            cells.append(f"{statistics.mean(found):.3f}{spread}" if found else "")
+        metric = "" if SETS[name].metric == "accuracy" else f", {SETS[name].metric}"
+        lines.append(f"| {name}{metric} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with a folder of JSON lines for each set")
+    parser.add_argument("--runs", type=Path, required=True, help="file of JSON lines, one a run")
+    parser.add_argument("--model", help="name on the Hugging Face Hub, or folder; default: the installed MiniLM")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=range(5))
+    parser.add_argument("--rows", type=int, help="most training rows, drawn at random, always the same; default: all")
+    arguments = parser.parse_args(argv)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    model = arguments.model or minilm_folder()
+    ways = [way for way in arguments.ways if way not in NEEDS or is_installed(NEEDS[way], way=way)]
+
+    def done():
+        lines = arguments.runs.read_text(encoding="utf-8").splitlines() if arguments.runs.exists() else []
+        return [json.loads(line) for line in lines]
+
+    for seed in arguments.seeds:
+        for name in arguments.sets:
+            train, test = read_set(arguments.data, SETS[name])
+            if arguments.rows is not None and len(train.texts) > arguments.rows:
+                chosen = np.random.default_rng(0).choice(len(train.texts), arguments.rows, replace=False)
+                train = replace(train, texts=[train.texts[row] for row in chosen], labels=train.labels[chosen])
+            for way in ways:
+                key = {"set": name, "way": way, "seed": seed, "rows": len(train.texts)}
+                if (way in WITHOUT_CHANCE and seed) or any(key.items() <= run.items() for run in done()):
+                    continue
+                result = key | run(way, train, test, model=model, seed=seed)
+                with arguments.runs.open("a", encoding="utf-8") as stream:
+                    print(json.dumps(result), file=stream)
+                print(json.dumps(result), flush=True)
+    print(f"{processor()}; {name_of(best_dtype())}; {versions()}.\n\n{table(done())}")
+
+
+if __name__ == "__main__":
+    main()

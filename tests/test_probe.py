@@ -1,0 +1,128 @@
+"""The head begins with a logistic regression on what the untouched network makes of the texts."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import LABELS, TEXTS
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from tiny import build
+
+from bertclf import BertSequenceClassifier, _probe
+from bertclf._network import output_layer
+
+TOPICS = [("film" in text) + 2 * ("very" in text) for text in TEXTS]
+MATRIX = np.array([["film" in text, "very" in text, True] for text in TEXTS], dtype=int)
+PAIRS = list(zip(TEXTS, TEXTS[::-1], strict=True))
+
+# A step so small that the head stays where it began.
+STILL = {"epochs": 1, "learning_rate": 1e-12, "precision": "float32", "device": "cpu", "random_state": 0}
+
+
+def inputs_of_head(clf, texts):
+    """Return what the output layer sees of each text, by a hook on the network itself."""
+    seen = []
+    handle = output_layer(clf.model_).register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    for text in texts:
+        encoded = clf.tokenizer_(*([text] if isinstance(text, str) else text), return_tensors="pt")
+        with torch.no_grad():
+            clf.model_(**encoded)
+    handle.remove()
+    return np.concatenate([tensor.reshape(-1, tensor.shape[-1])[-1:].numpy() for tensor in seen])
+
+
+def regression(clf, texts, targets, weights=None):
+    """Return the logits of a logistic regression for the texts that it is fitted to."""
+    inputs = inputs_of_head(clf, texts)
+    has_bias = output_layer(clf.model_).bias is not None
+    return (
+        LogisticRegression(fit_intercept=has_bias, max_iter=1000)
+        .fit(inputs, targets, weights)
+        .decision_function(inputs)
+    )
+
+
+def assert_begins_with(expected, clf, texts, labels, *weights):
+    """See that the logits of a fit are those of the drawn head and a regression."""
+    drawn = clone(clf).set_params(head_init="random").fit(texts, labels, *weights)
+    begun = clf.decision_function(texts) - drawn.decision_function(texts)
+    np.testing.assert_allclose(begun, expected, atol=2e-2)
+    assert np.ptp(expected) > 0.1
+
+
+@pytest.mark.parametrize("pooling", ["auto", "mean"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "mpnet", "modernbert", "albert", "gpt2"])
+def test_a_logistic_regression_on_the_pooled_texts_is_added_to_what_was_drawn(tmp_path, name, pooling):
+    build(name, tmp_path, initializer_range=0.2)  # wide, so that texts differ
+    clf = BertSequenceClassifier(tmp_path, pooling=pooling, **STILL).fit(TEXTS, LABELS)
+    assert_begins_with(regression(clf, TEXTS, LABELS), clf, TEXTS, LABELS)
+
+
+def test_of_several_classes_each_gets_its_row(spread_checkpoint):
+    clf = BertSequenceClassifier(spread_checkpoint, **STILL).fit(TEXTS, TOPICS)
+    assert_begins_with(regression(clf, TEXTS, TOPICS), clf, TEXTS, TOPICS)
+
+
+def test_each_of_many_labels_is_told_from_its_absence_and_one_that_all_have_stays_as_drawn(spread_checkpoint):
+    clf = BertSequenceClassifier(spread_checkpoint, **STILL).fit(TEXTS, MATRIX)
+    regressions = [regression(clf, TEXTS, MATRIX[:, label]) for label in range(2)]
+    assert_begins_with(np.stack([*regressions, np.zeros(len(TEXTS))], axis=1), clf, TEXTS, MATRIX)
+
+
+def test_weights_of_texts_and_classes_count(spread_checkpoint):
+    sample_weight = np.arange(1, len(TEXTS) + 1)
+    clf = BertSequenceClassifier(spread_checkpoint, class_weight={"fresh": 3.0}, **STILL)
+    clf.fit(TEXTS, LABELS, sample_weight)
+    products = sample_weight * np.where(np.array(LABELS) == "fresh", 3.0, 1.0)
+    expected = regression(clf, TEXTS, LABELS, products / products.mean())
+    assert_begins_with(expected, clf, TEXTS, LABELS, sample_weight)
+
+
+def test_pairs_are_probed_as_pairs(spread_checkpoint):
+    clf = BertSequenceClassifier(spread_checkpoint, **STILL).fit(PAIRS, LABELS)
+    assert_begins_with(regression(clf, PAIRS, LABELS), clf, PAIRS, LABELS)
+
+
+@pytest.mark.parametrize("freeze", [1, "encoder"])
+def test_frozen_layers_are_run_once_a_text_for_probe_and_training(spread_checkpoint, freeze, monkeypatch):
+    from bertclf import _frozen
+
+    made, make = [], _frozen._made
+    monkeypatch.setattr(_frozen, "_made", lambda engine, store, rows: made.extend(rows) or make(engine, store, rows))
+    clf = BertSequenceClassifier(spread_checkpoint, freeze=freeze, **STILL | {"epochs": 2}).fit(TEXTS, LABELS)
+    assert sorted(made) == list(range(len(TEXTS)))
+    assert_begins_with(regression(clf, TEXTS, LABELS), clf, TEXTS, LABELS)
+
+
+def test_of_many_texts_some_are_drawn(spread_checkpoint, monkeypatch):
+    seen, fitted = [], _probe._regression
+    monkeypatch.setattr(_probe, "MAX_TEXTS", 10)
+    monkeypatch.setattr(_probe, "_regression", lambda *given: seen.append(len(given[1])) or fitted(*given))
+    fits = [BertSequenceClassifier(spread_checkpoint, **STILL).fit(TEXTS, LABELS) for _ in range(2)]
+    assert seen == [10, 10]
+    assert np.array_equal(*(fit.predict_proba(TEXTS) for fit in fits))
+
+
+@pytest.mark.parametrize("labels", [["one"] * len(TEXTS), [0, *[1] * (len(TEXTS) - 1)]])
+def test_one_class_and_one_text_of_a_class_are_no_trouble(spread_checkpoint, labels):
+    clf = BertSequenceClassifier(spread_checkpoint, **STILL).fit(TEXTS, labels)
+    assert np.isfinite(clf.predict_proba(TEXTS)).all()
+
+
+def test_a_head_that_is_known_is_not_begun_anew(spread_checkpoint, monkeypatch):
+    clf = BertSequenceClassifier(spread_checkpoint, warm_start=True, **STILL).fit(TEXTS, LABELS)
+    before = clf.predict_proba(TEXTS)
+
+    def never(*_):
+        raise AssertionError("probed again")
+
+    monkeypatch.setattr(_probe, "_regression", never)
+    assert np.allclose(clf.fit(TEXTS, LABELS[::-1]).predict_proba(TEXTS), before, atol=1e-5)
+    assert np.allclose(clf.partial_fit(TEXTS, LABELS[::-1]).predict_proba(TEXTS), before, atol=1e-5)
+    BertSequenceClassifier(spread_checkpoint, **STILL).partial_fit(TEXTS, LABELS, classes=["fresh", "rotten"])
+    BertSequenceClassifier(spread_checkpoint, head_init="random", **STILL).fit(TEXTS, LABELS)
+
+
+def test_another_start_is_refused(spread_checkpoint):
+    with pytest.raises(ValueError, match="head_init"):
+        BertSequenceClassifier(spread_checkpoint, head_init="zero").fit(TEXTS, LABELS)
