@@ -16,7 +16,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, TEXTS, saying
+from conftest import LABELS, TEXTS, saying, texts_are_cut
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from sklearn.metrics import f1_score, make_scorer
@@ -81,6 +81,7 @@ def assert_same_bits(clf, other, texts=TEXTS):
     assert without_seconds(clf.history_) == without_seconds(other.history_)
     for name in ("n_iter_", "loss_curve_", "best_loss_", "best_validation_score_", "validation_scores_"):
         assert getattr(clf, name) == getattr(other, name), name
+    assert clf.temperature_ == other.temperature_
     assert clf.micro_batch_size_ == other.micro_batch_size_
     assert clf.truncation_ == other.truncation_
     np.testing.assert_array_equal(clf.predict_proba(texts), other.predict_proba(texts))
@@ -98,6 +99,8 @@ KINDS = {
     "a frozen encoder": ({"freeze": "encoder", "early_stopping": True}, TEXTS * 2, LABELS * 2, {}),
     "bfloat16": ({"precision": "bfloat16", "freeze": 1}, TEXTS, LABELS, {}),
     "float16": ({"precision": "float16"}, TEXTS, LABELS, {}),
+    "a temperature": ({"calibration": "temperature"}, TEXTS * 2, LABELS * 2, {}),
+    "a drawn head": ({"head_init": "random", "freeze": 1}, TEXTS, LABELS, {}),
     "no clipping": ({"max_grad_norm": None, "label_smoothing": 0.1, "dropout": 0.3}, TEXTS, LABELS, {}),
     "mean": ({"pooling": "mean", "max_length": 5}, TEXTS, LABELS, {}),
     "plateau": (
@@ -111,6 +114,7 @@ KINDS = {
 }
 
 
+@texts_are_cut
 @pytest.mark.parametrize(("parameters", "texts", "labels", "more"), KINDS.values(), ids=KINDS)
 def test_a_fit_that_is_stopped_twice_ends_with_the_bits_of_one_that_is_not(make, stop, parameters, texts, labels, more):
     whole = make(**parameters, checkpoint=None)
