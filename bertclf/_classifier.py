@@ -105,10 +105,12 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     dropout : float, default=None
         Probability, in [0, 1), that replaces every dropout probability of the checkpoint. None keeps them.
     head_init : {"probe", "random"}, default="probe"
-        Where the new head begins. "probe" fits a logistic regression of scikit-learn, with its defaults, to what the
-        untouched network makes of the training texts, of more than 8,192 of so many that are drawn at random; then all
-        is trained from there. "random" draws the head, from which few texts don't lead far. `partial_fit` draws it, and
-        `warm_start` goes on with the one that there is.
+        Where the new head begins. "probe" adds to what is drawn a logistic regression, as strong as that of
+        scikit-learn by default, on what the untouched network makes of the training texts, of more than 8,192 of so
+        many that are drawn at random; then all is trained from there. "random" draws the head, from which few texts
+        don't lead far. `partial_fit` draws it, and `warm_start` goes on with the one that there is. The regression is
+        held back the less the more texts there are, so that with "probe" a text of weight 2 is nearly, not exactly,
+        the same as that text twice.
     freeze : int or "encoder", default=0
         Number of lowest layers that stay fixed, with all that they depend on, the embeddings first of all; or "encoder"
         for all but the head. What is fixed has no dropout and is run once a text and fit: its output is kept, in
@@ -143,10 +145,13 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         texts and their labels, and with `sample_weight` if they have weights. Class weights are no part of it.
     calibration : {"temperature"} or None, default=None
         How to make probabilities as sure as they are right. "temperature" divides the logits by one number, after the
-        training and for good (in the weights of the head), with which the loss of the validation texts is lowest. These
-        are `X_val` and `y_val` where `fit` gets them, else a share of the training texts that is held out, as with
-        early stopping, which uses the same. It changes no prediction, up to rounding. None leaves the logits as they
-        are.
+        training and for good, with which the loss of the validation texts is lowest; where these are few, a number
+        nearer 1. They are `X_val` and `y_val` where `fit` gets them, else a share of the training texts that is held
+        out, as with early stopping, which uses the same. It changes no prediction, up to rounding, nor what `history_`
+        says. The number goes into the weights of the head, so that whatever loads the network gets these logits;
+        `warm_start` and `partial_fit` take it out again. Weights of classes have no part in it: with them
+        probabilities are those of classes that are as frequent as they weigh, whatever the temperature. None leaves
+        the logits as they are.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Precision of the matrix products; weights stay in float32. "auto" takes bfloat16, on a GPU without it float16,
         where the hardware has circuits for it, else float32.
@@ -171,12 +176,12 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     warm_start : bool, default=False
         Whether `fit` goes on from the weights of the last `fit` or `partial_fit`, head included, instead of loading
         `model` anew: then `model`, `revision`, `pooling` and `dropout` are not looked at, the labels must be the same,
-        and the learning rate takes its whole course again. With `early_stopping` pass an int as `random_state`, or
-        `X_val`: another split would hold out texts that the last fit has learnt from.
+        and the learning rate takes its whole course again. With `early_stopping` or `calibration` pass an int as
+        `random_state`, or `X_val`: another split would hold out texts that the last fit has learnt from.
     random_state : int, RandomState instance or None, default=None
-        Seeds the head, the split for early stopping, the order of the texts and dropout, and nothing outside the
-        classifier. An int gives the same weights at each fit on one CPU; on a GPU up to the order in which its kernels
-        add. None takes a new seed from the operating system at each fit.
+        Seeds the head, the split for early stopping and calibration, the order of the texts and dropout, and nothing
+        outside the classifier. An int gives the same weights at each fit on one CPU; on a GPU up to the order in which
+        its kernels add. None takes a new seed from the operating system at each fit.
     verbose : int, default=0
         0 is silent; 1 or more shows a progress bar, a line per epoch, and the progress of a download.
 
@@ -392,8 +397,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             is left out.
         X_val, y_val : array-like, default=None
             Texts and labels on which loss and score are measured after each epoch, and which early stopping watches.
-            Without early stopping they change nothing but `history_`. None measures on what early stopping holds out,
-            without it nothing.
+            Without early stopping and calibration they change nothing but `history_`. None measures on what early
+            stopping or calibration holds out, without them nothing.
         sample_weight_val : array-like of shape (n_validation_texts,), default=None
             Weights of the validation texts in loss and score. None weighs all alike.
 
@@ -791,7 +796,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             validation = None
             if held_out is not None:
                 tokens = _tokenized(held_out, checkpoint, max_length=state["_max_length"], memory=memory)
-                validation = Validation(tokens, self._scorer(held_out, state))
+                weights = mean_one(np.ones(len(held_out)) if held_out.weights is None else held_out.weights)
+                weights = weights[:, None] if classes.are_multilabel else weights
+                validation = Validation(tokens, weights, self._scorer(held_out, state))
             if fit_file is not None:
                 stores = [training.tokens] if validation is None else [training.tokens, validation.labelled.tokens]
                 fit_file.add_data("model to start from", key_of_start(network, stores))
@@ -875,7 +882,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         pairs = labelled.texts.are_pairs
         max_length = resolve_max_length(self.max_length, checkpoint.length_limit, checkpoint.tokenizer, pairs=pairs)
         training = _tokenized(labelled, checkpoint, max_length=max_length, memory=memory)
-        warn_if_much_is_cut(training.tokens, max_length=max_length)
+        if not goes_on:
+            warn_if_much_is_cut(training.tokens, max_length=max_length)
         engine = Engine(network, device=compute.device, frozen=frozen)
         remembers = memory is not None and engine.has_states
         state = {
@@ -1043,9 +1051,12 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
 
     def _copied(self) -> "Checkpoint":
         """Return a copy of the fitted network, to train on without harm to the fitted one."""
+        from bertclf._calibration import cool_down
         from bertclf._checkpoint import Checkpoint
 
-        return Checkpoint(copy.deepcopy(self.model_), self.tokenizer_)
+        network = copy.deepcopy(self.model_)
+        cool_down(network, 1 / self.temperature_)  # the head as training left it
+        return Checkpoint(network, self.tokenizer_)
 
     def _n_epochs(self, n_texts: int) -> int:
         """Return the most passes over so many texts."""

@@ -1,27 +1,31 @@
-"""A start for the head: logistic regression on what the untouched network makes of the training texts."""
-
-import warnings
+"""A start for the head: a regression on what the untouched network makes of the training texts."""
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from scipy.optimize import minimize
 from torch import nn
 
-from bertclf._device import Compute
+from bertclf._device import Compute, in_own_precision
 from bertclf._engine import Engine
 from bertclf._frozen import FrozenStates
 from bertclf._inference import prediction_budget, run_network
 from bertclf._network import Network, output_layer
-from bertclf._steps import LabelledTokens
+from bertclf._steps import LabelledTokens, classification_loss
 from bertclf._trees import with_same_weights
 
-# Many more tell the head little more, while each costs a pass through the network and longer regressions.
+# Many more tell the head little more, while each costs a pass through the network and a longer regression.
 MAX_TEXTS = 8192
 
-MAX_ITERATIONS = 200
-C = 1.0
+# A start need not be the optimum.
+MAX_ITERATIONS = 100
+
+
+def rows_to_probe(n_texts: int, *, generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return which texts the head is fitted to: all, or 8,192 drawn at random."""
+    if n_texts <= MAX_TEXTS:
+        return np.arange(n_texts)
+    return np.sort(generator.choice(n_texts, MAX_TEXTS, replace=False))
 
 
 def head_inputs(
@@ -71,14 +75,6 @@ def head_inputs(
     )
 
 
-def rows_to_probe(n_texts: int, *, generator: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Return which texts the head is fitted to: all, or 8,192 drawn at random."""
-    if n_texts <= MAX_TEXTS:
-        return np.arange(n_texts)
-    return np.sort(generator.choice(n_texts, MAX_TEXTS, replace=False))
-
-
-@torch.no_grad()
 def start_head(
     network: Network,
     inputs: npt.NDArray[np.float32],
@@ -87,9 +83,11 @@ def start_head(
 ) -> None:
     """Add a logistic regression on its inputs to the output layer of a network, in place.
 
-    A head drawn at random sends gradients into the encoder that have more to do with the draw than with the texts, and
-    on few texts it never catches up. What was drawn stays below, tiny beside a regression that tells anything: it lets
-    the encoder begin to learn where the regression finds nothing, such as of a label that all texts have.
+    It minimises the sum of the losses of the texts and half of the squared 2-norm of what is added, intercepts
+    included. A head drawn at random sends gradients into the encoder that have more to do with the draw than with the
+    texts, and on few texts it never catches up. What was drawn stays below, tiny beside a regression that tells
+    anything: it lets the encoder begin to learn where the regression finds nothing. Inputs that are not finite add
+    nothing; the first step will tell of them.
 
     Parameters
     ----------
@@ -105,41 +103,40 @@ def start_head(
     Kumar et al. (2022), "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution": linear
     probing, then fine-tuning.
     """
-    layer = output_layer(network)
-    if targets.ndim == 1:
-        _take_on(layer, _regression(layer, inputs, targets, weights))
+    if not np.isfinite(inputs).all():
         return
-    for label in range(targets.shape[1]):
-        _take_on(layer, _regression(layer, inputs, targets[:, label], weights[:, label]), row=label)
+    layer = output_layer(network)
+    added = _regression(inputs, targets, weights, n_outputs=layer.out_features, has_bias=layer.bias is not None)
+    with torch.no_grad():
+        layer.weight.add_(torch.from_numpy(added[:, : layer.in_features]).to(layer.weight))
+        if layer.bias is not None:
+            layer.bias.add_(torch.from_numpy(added[:, -1]).to(layer.bias))
 
 
 def _regression(
-    layer: nn.Linear,
     inputs: npt.NDArray[np.float32],
     targets: npt.NDArray[np.int64] | npt.NDArray[np.float32],
     weights: npt.NDArray[np.float32],
-) -> LogisticRegression | None:
-    """Return a logistic regression; None if there is nothing to tell apart."""
-    counted = weights > 0
-    if len(np.unique(targets[counted])) < 2:
-        return None
-    regression = LogisticRegression(C=C, fit_intercept=layer.bias is not None, max_iter=MAX_ITERATIONS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a start need not be the optimum
-        return regression.fit(inputs[counted], targets[counted], weights[counted])
+    *,
+    n_outputs: int,
+    has_bias: bool,
+) -> npt.NDArray[np.float64]:
+    """Return the coefficients, and in a last column the intercepts if there are any, a row an output."""
+    if has_bias:
+        inputs = np.concatenate([inputs, np.ones_like(inputs[:, :1])], axis=1)
+    given, known, weighed = (torch.from_numpy(values) for values in (inputs, targets, weights))
+    n_losses = targets.size
 
+    def loss_and_gradient(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        """Return the penalised loss and its gradient."""
+        coefficients = torch.from_numpy(flat).float().view(n_outputs, -1).requires_grad_()
+        losses = classification_loss(given @ coefficients.T, known, weighed, label_smoothing=0.0)
+        loss = n_losses * losses + coefficients.square().sum() / 2
+        (gradient,) = torch.autograd.grad(loss, coefficients)
+        return loss.item(), gradient.double().numpy().ravel()
 
-def _take_on(layer: nn.Linear, regression: LogisticRegression | None, *, row: int | None = None) -> None:
-    """Add the coefficients of a regression to rows of a layer: to one row that of "yes", or to each that of a class."""
-    if regression is None:
-        return
-    coefficients, intercepts = regression.coef_, regression.intercept_
-    if row is not None:
-        rows = np.array([row])
-    else:
-        rows = regression.classes_
-        if len(rows) == 2:  # one row for the difference of two logits
-            coefficients, intercepts = np.outer([-0.5, 0.5], coefficients[0]), intercepts * [-0.5, 0.5]
-    layer.weight[rows] += torch.from_numpy(coefficients).to(layer.weight)
-    if layer.bias is not None:
-        layer.bias[rows] += torch.from_numpy(intercepts).to(layer.bias)
+    start = np.zeros(n_outputs * inputs.shape[1])
+    with in_own_precision(given.device):  # the caller may be in autocast
+        found = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS})
+    coefficients: npt.NDArray[np.float64] = found.x.reshape(n_outputs, -1)
+    return coefficients

@@ -196,7 +196,7 @@ def warn_if_much_is_cut(store: TokenStore, *, max_length: int | None) -> None:
     share = n_cut / (n_cut + len(store.ids))
     if share > MUCH_CUT:
         warnings.warn(
-            f"{share:.0%} of the tokens that fit trains on are cut: {n_cut:,} of {len(store.cut):,} texts that are "
+            f"{share:.0%} of the tokens of X are cut: {n_cut:,} of {len(store.cut):,} texts that are "
             f"longer than {max_length} tokens. Raise max_length if the checkpoint takes more, or take one for longer "
             "texts; truncation_ tells what each class loses.",
             UserWarning,

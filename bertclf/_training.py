@@ -41,9 +41,14 @@ MAX_PADDED_TEXTS = {"cpu": 8}
 
 @dataclass(frozen=True)
 class Validation:
-    """What to measure after each epoch: the loss on some texts, and the score that their logits get."""
+    """What to measure after each epoch: the loss on some texts, and the score that their logits get.
+
+    `weights` are those of the texts alone, without those of their classes, float32 of a mean of one, of a shape that
+    broadcasts to that of the targets.
+    """
 
     labelled: LabelledTokens
+    weights: npt.NDArray[np.float32]
     score: Callable[[npt.NDArray[np.float32]], float]
 
 
@@ -74,7 +79,7 @@ def train(
     training : LabelledTokens
         What to learn from.
     validation : Validation or None
-        What to measure after each epoch; None measures nothing. Early stopping needs it.
+        What to measure after each epoch; None measures nothing. Early stopping and calibration need it.
     reader : Engine
         Runs the network in evaluation.
     settings : TrainingSettings
@@ -82,7 +87,7 @@ def train(
     compute : Compute
         Device and precision.
     generator : numpy.random.Generator
-        Source of the order of the texts.
+        Source of the order of the texts, and of the texts that the head begins with.
     task : Task
         The fit, as callbacks follow it; they may end an epoch or the training.
     fit_file : FitFile or None, default=None
@@ -111,7 +116,6 @@ def train(
     """
     steps_per_epoch = math.ceil(len(training.tokens) / settings.batch_size)
     n_steps = settings.epochs * steps_per_epoch
-    is_reused = settings.epochs > 1
     masks = KeepMasks(int(generator.integers(1 << 32))) if compute.is_host else None
     found = None if fit_file is None else fit_file.read()
     if found is not None:
@@ -119,27 +123,26 @@ def train(
     engine = _make_engine(
         network, training, reader=reader, settings=settings, compute=compute, masks=masks, whole_table=goes_on
     )
-    states = _frozen_states(engine, training, frozen_memory, is_reused=is_reused)
-    if settings.probes and (found is None or states is not None):
-        # Also where the head is known already: what is kept of frozen layers depends on which texts were run together.
-        rows = rows_to_probe(len(training.tokens), generator=generator)
-        inputs = head_inputs(
-            network, training, states, rows=rows, reader=reader, frozen=settings.freeze, compute=compute
-        )
-        if found is None:
-            start_head(network, inputs, training.targets[rows], training.weights[rows])
+    states = _frozen_states(engine, training, frozen_memory, is_reused=settings.epochs > 1 or settings.probes)
     optimization = Optimization(engine, settings, n_steps=n_steps, compute=compute, state=optimizer_state)
     budget = _make_budget(engine, compute, tell=tqdm.write if verbose else None)
     descent = Descent(engine, training, states, optimization=optimization, budget=budget, compute=compute)
     watch = None
     if validation is not None:
-        states = _frozen_states(reader, validation.labelled, frozen_memory, is_reused=is_reused)
-        watch = _Watch(reader, validation, states, compute=compute, verbose=verbose)
+        is_reused = settings.epochs > 1 or settings.calibrates
+        known = _frozen_states(reader, validation.labelled, frozen_memory, is_reused=is_reused)
+        watch = _Watch(reader, validation, known, compute=compute, verbose=verbose)
     so_far = Progress(
         network, settings=settings, optimization=optimization, budget=budget, masks=masks, compute=compute
     )
     if found is not None:
         so_far.take_up(found)
+    if settings.probes and not so_far.is_over:
+        _start_head(
+            network, training, states, is_new=found is None, reader=reader, settings=settings, compute=compute,
+            generator=generator,
+        )  # fmt: skip
+    if found is not None:
         if not so_far.is_over:
             _repeat(descent, so_far.history, batch_size=settings.batch_size, generator=generator)
         del found  # large
@@ -170,11 +173,11 @@ def train(
             if verbose:
                 bar.write(f"kept the weights of epoch {so_far.best.epoch}")
     _check_weights(network)
+    warn_if_collapsed(so_far.history, training, reader=reader, settings=settings, compute=compute)
     temperature = 1.0
     if settings.calibrates and watch is not None:
-        temperature = best_temperature(watch.logits(), watch.labelled)
+        temperature = best_temperature(watch.logits(), watch.labelled.targets, watch.weights)
         cool_down(network, temperature)
-    warn_if_collapsed(so_far.history, training, reader=reader, settings=settings, compute=compute)
     return replace(so_far.trained(goes_on=goes_on), temperature=temperature)
 
 
@@ -194,6 +197,7 @@ class _Watch:
         self, reader: Engine, validation: Validation, states: FrozenStates | None, *, compute: Compute, verbose: bool
     ) -> None:
         self.labelled = validation.labelled
+        self.weights = validation.weights
         self._reader = reader
         self._score = validation.score
         self._states = states
@@ -249,6 +253,29 @@ def _frozen_states(
 ) -> FrozenStates | None:
     """Return what the frozen part of the network makes of texts; None if nothing is frozen, or can't be run apart."""
     return FrozenStates(engine, labelled.tokens, memory=memory, is_reused=is_reused) if engine.has_states else None
+
+
+def _start_head(
+    network: Network,
+    training: LabelledTokens,
+    states: FrozenStates | None,
+    *,
+    is_new: bool,
+    reader: Engine,
+    settings: TrainingSettings,
+    compute: Compute,
+    generator: np.random.Generator,
+) -> None:
+    """Begin with a regression in a head that is new; of one that is known, do all again that later draws depend on.
+
+    What is kept of frozen layers, too, depends on which texts are run together.
+    """
+    rows = rows_to_probe(len(training.tokens), generator=generator)
+    if is_new or states is not None:
+        frozen = settings.freeze
+        inputs = head_inputs(network, training, states, rows=rows, reader=reader, frozen=frozen, compute=compute)
+        if is_new:
+            start_head(network, inputs, training.targets[rows], training.weights[rows])
 
 
 def _make_budget(engine: Engine, compute: Compute, *, tell: Callable[[str], object] | None) -> TokenBudget:

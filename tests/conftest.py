@@ -33,7 +33,7 @@ LABELS = ["fresh"] * len(GOOD) + ["rotten"] * len(BAD)
 
 
 # Of tests whose point is that much of their texts is cut.
-texts_are_cut = pytest.mark.filterwarnings("ignore:[0-9]+% of the tokens that fit trains on are cut:UserWarning")
+texts_are_cut = pytest.mark.filterwarnings("ignore:[0-9]+% of the tokens of X are cut:UserWarning")
 
 
 def saying(*parts: str) -> str:

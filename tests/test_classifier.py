@@ -76,7 +76,7 @@ def test_every_public_fitted_attribute_is_documented(clf):
 def test_truncation_is_counted_per_class(checkpoint):
     texts = ["joy " * 10, "joy", "dull " * 6, "dull"]
     clf = BertSequenceClassifier(checkpoint, epochs=1, max_length=6, random_state=0)
-    with pytest.warns(UserWarning, match=r"31% of the tokens that fit trains on are cut: 8 of 2 texts .* 6 tokens"):
+    with pytest.warns(UserWarning, match=r"31% of the tokens of X are cut: 8 of 2 texts .* 6 tokens"):
         clf.fit(texts, [1, 1, 0, 0])
     assert clf.truncation_ == {
         "texts": 2,
@@ -245,9 +245,8 @@ def test_validation_data_that_do_not_fit_are_refused(checkpoint, held_out, messa
 
 
 def test_an_integer_weight_equals_repetition_and_zero_equals_absence(checkpoint):
-    clf = BertSequenceClassifier(
-        checkpoint, epochs=3, batch_size=64, dropout=0.0, learning_rate=1e-3, precision="float32", random_state=0
-    )
+    settings = {"epochs": 3, "batch_size": 64, "dropout": 0.0, "learning_rate": 1e-3, "precision": "float32"}
+    clf = BertSequenceClassifier(checkpoint, head_init="random", random_state=0, **settings)
     weights = np.arange(len(TEXTS)) % 3
     weighted = clone(clf).fit(TEXTS, LABELS, sample_weight=weights).predict_proba(TEXTS)
     repeated = clone(clf).fit(np.repeat(TEXTS, weights), np.repeat(LABELS, weights)).predict_proba(TEXTS)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from sklearn.metrics import f1_score, make_scorer
 from sklearn.model_selection import GridSearchCV
 
-from bertclf import BertSequenceClassifier, _checkpoint, _progress, _resume, _steps, _training
+from bertclf import BertSequenceClassifier, _checkpoint, _probe, _progress, _resume, _steps, _training
 from bertclf._engine import Engine
 from bertclf._files import ModelFileError
 from bertclf._resume import FILE_NAME, FitFile
@@ -112,6 +112,15 @@ KINDS = {
     "cosine": ({"lr_schedule": "cosine_with_restarts", "warmup_ratio": 0.5}, TEXTS, LABELS, {}),
     "stable decay": ({"lr_schedule": "warmup_stable_decay"}, TEXTS, LABELS, {}),
 }
+
+
+@pytest.mark.parametrize("freeze", [0, 1])
+def test_where_the_head_begins_with_some_of_the_texts_the_order_of_all_is_the_same(make, stop, freeze, monkeypatch):
+    monkeypatch.setattr(_probe, "MAX_TEXTS", 10)
+    whole = make(checkpoint=None, freeze=freeze).fit(TEXTS, LABELS)
+    interrupted(make(freeze=freeze), stop, STEPS + 2, TEXTS, LABELS)
+    stop(None)
+    assert_same_bits(make(freeze=freeze).fit(TEXTS, LABELS), whole)
 
 
 @texts_are_cut

@@ -92,7 +92,8 @@ def trained(loaded, training=None, *, validation=None, compute=CPU, goes_on=Fals
 
 
 def watched(loaded):
-    return Validation(labelled(loaded), lambda logits: 0.5)
+    texts = labelled(loaded)
+    return Validation(texts, texts.weights, lambda logits: 0.5)
 
 
 def with_score_watched(loaded, **changes):

@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kinds: Counter[str] = Counter()
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "[0-9]+% of the tokens that fit trains on are cut")  # they are meant to be
+        warnings.filterwarnings("ignore", "[0-9]+% of the tokens of X are cut")  # they are meant to be
         fuzzed = Fuzzed(options.model or build(Path(folder)))
 
         @seed(options.seed)
