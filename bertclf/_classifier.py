@@ -1055,7 +1055,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         from bertclf._checkpoint import Checkpoint
 
         network = copy.deepcopy(self.model_)
-        cool_down(network, 1 / self.temperature_)  # the head as training left it
+        if self.temperature_ != 1.0:
+            cool_down(network, 1 / self.temperature_)  # the head as training left it
         return Checkpoint(network, self.tokenizer_)
 
     def _n_epochs(self, n_texts: int) -> int:

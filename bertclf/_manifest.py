@@ -40,6 +40,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and 0 < value < math.inf
+
+
 def _is_number_or_none(value: Any) -> bool:
     return value is None or _is_number(value)
 
@@ -61,7 +65,7 @@ FITTED: dict[str, Callable[[Any], bool]] = {
     "best_validation_score_": _is_number_or_none,
     "best_loss_": _is_number_or_none,
     "micro_batch_size_": _is_count,
-    "temperature_": _is_number,
+    "temperature_": _is_positive,
 }
 
 # What the attributes are in files that were written before there were such.
