@@ -4,6 +4,7 @@ The file is a safetensors file. Its metadata hold JSON, which says whose state i
 tensors. Nothing in it can run.
 """
 
+import errno
 import json
 import os
 import re
@@ -170,7 +171,8 @@ class FitFile:
         if differences:
             raise ValueError(
                 f"checkpoint={str(self.path.parent)!r} keeps the state of another fit: {'; '.join(differences)}. Pass "
-                f"another folder to this fit, or delete {self.path} if the other is not to go on."
+                f"another folder to this fit, or delete {self.path} if the other is not to go on; in a search or a "
+                "cross-validation, where fits follow each other, pass checkpoint=None."
             )
 
 
@@ -211,6 +213,8 @@ def key_of_start(network: Network, stores: list[TokenStore]) -> bytes:
 def _check_writable(folder: Path) -> None:
     """Raise if nothing can be written to a folder: after the first epoch that would be told late."""
     try:
+        if folder.is_file():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -341,7 +341,9 @@ def test_other_versions_are_told_and_gone_on_with(make, stop, monkeypatch):
 def test_a_folder_that_can_not_be_written_is_told_before_the_training(make, tmp_path, monkeypatch):
     monkeypatch.setattr(_training, "train", None)
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(OSError, match=saying("checkpoint can't be written", "Pass a folder that can", "taken")):
+    with pytest.raises(
+        OSError, match=saying("checkpoint can't be written: it is a file", "Pass a folder that can", "taken")
+    ):
         make(checkpoint=tmp_path / "taken").fit(TEXTS, LABELS)
 
     def refuse(**where):

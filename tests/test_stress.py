@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import fuzz_texts
+import kill_fits
 import many_texts
 import numpy as np
 import pytest
@@ -94,3 +95,8 @@ def test_memory_of_many_texts_is_counted_beside_the_result(
     monkeypatch.setattr(many_texts, "own_bytes", lambda: next(sizes, 200 * many_texts.MEGABYTE))
     monkeypatch.setattr(many_texts, "SECONDS_BETWEEN_LOOKS", 0.0)
     assert status(many_texts, f"--model={model}", "--texts=300") == 1
+
+
+def test_killed_fits_go_on(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert kill_fits.main([f"--model={model}", "--kills=1", "--epochs=3", "--texts=20"]) == 0
+    assert re.search(r"1 kills, .* 0 with other bits .* 0 epochs lost .* 0 files left over", capsys.readouterr().out)
