@@ -209,11 +209,13 @@ def measures(labels, probabilities, classes):
             "calibration_error": calibration_error(hits, confidences),
         }
     predicted = classes[probabilities.argmax(axis=1)]
+    rows = probabilities.astype(np.float64)
+    rows /= rows.sum(axis=1, keepdims=True)  # to the last bit, or log_loss warns
     return {
         "accuracy": float(accuracy_score(labels, predicted)),
         "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
         "matthews": float(matthews_corrcoef(labels, predicted)),
-        "log_loss": float(log_loss(labels, probabilities.astype(np.float64), labels=classes)),
+        "log_loss": float(log_loss(labels, rows, labels=classes)),
         "calibration_error": calibration_error(predicted == labels, probabilities.max(axis=1)),
     }
 
