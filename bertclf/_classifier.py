@@ -906,7 +906,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         """Return the logits of each text, one column a class."""
         check_is_fitted(self)
         from bertclf._frozen import FrozenMemory, FrozenStates
-        from bertclf._inference import predict_logits, prediction_budget
+        from bertclf._inference import joined, predict_logits, prediction_budget
         from bertclf._memory import open_memory
         from bertclf._process import compute_without_lost_threads
 
@@ -916,15 +916,17 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         part, frozen_memory = self._frozen_part, None
         if memory is not None and engine.has_states and part is not None and part.is_in(self.model_):
             frozen_memory = FrozenMemory(memory, part.key)
-        parts = []
-        for texts in read_in_parts(X):
+
+        def logits_of(texts: Texts) -> npt.NDArray[np.float32]:
+            """Return the logits of some of the texts."""
             self._check_columns(X, texts)
             tokens = _tokens_of(texts, self.model_, self.tokenizer_, max_length=self._max_length, memory=memory)
             states = None
             if frozen_memory is not None:
                 states = FrozenStates(engine, tokens, memory=frozen_memory, is_reused=False)
-            parts.append(predict_logits(engine, tokens, compute=self._compute, budget=budget, states=states))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            return predict_logits(engine, tokens, compute=self._compute, budget=budget, states=states)
+
+        return joined(map(logits_of, read_in_parts(X)), n_texts=lambda: len(X))
 
     def _engine_of_model(self) -> "Engine":
         """Return what runs the network; a new one if somebody put other modules into `model_`, or another network."""

@@ -4,7 +4,7 @@ import torch
 from conftest import LABELS, TEXTS
 
 from bertclf import BertSequenceClassifier, _inference
-from bertclf._inference import log_probabilities, probabilities
+from bertclf._inference import joined, log_probabilities, probabilities
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,11 @@ def test_no_gradient_is_kept(clf):
 
 def test_softmax_stays_in_float32_and_survives_large_logits():
     logits = np.array([[1000.0, -1000.0], [0.0, 0.0]], dtype=np.float32)
-    assert probabilities(logits, multilabel=False).dtype == np.float32
-    np.testing.assert_allclose(probabilities(logits, multilabel=False), [[1, 0], [0.5, 0.5]])
-    np.testing.assert_allclose(log_probabilities(logits, multilabel=False), [[0, -2000], [np.log(0.5)] * 2], rtol=1e-6)
+    assert probabilities(logits.copy(), multilabel=False).dtype == np.float32
+    np.testing.assert_allclose(probabilities(logits.copy(), multilabel=False), [[1, 0], [0.5, 0.5]])
+    np.testing.assert_allclose(
+        log_probabilities(logits.copy(), multilabel=False), [[0, -2000], [np.log(0.5)] * 2], rtol=1e-6
+    )
 
 
 def test_a_lower_precision_network_still_answers_in_float32(checkpoint):
@@ -79,3 +81,24 @@ def test_a_lower_precision_network_still_answers_in_float32(checkpoint):
     assert clf.predict_proba(TEXTS).dtype == np.float32
     assert clf._compute.dtype == torch.bfloat16
     np.testing.assert_allclose(clf.predict_proba(TEXTS).sum(axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [[5], [3, 3], [3, 3, 1]])
+def test_logits_of_parts_are_joined_in_order(sizes):
+    logits = np.arange(2.0 * sum(sizes), dtype=np.float32).reshape(-1, 2)
+    asked = []
+    parts = np.split(logits, np.cumsum(sizes)[:-1])
+    found = joined(iter(parts), n_texts=lambda: asked.append(True) or len(logits))
+    np.testing.assert_array_equal(found, logits)
+    assert len(asked) == (len(sizes) > 1)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+@pytest.mark.parametrize("to_probabilities", [probabilities, log_probabilities])
+def test_logits_become_probabilities_in_place_some_rows_at_a_time(to_probabilities, multilabel, monkeypatch):
+    logits = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+    expected = to_probabilities(logits.copy(), multilabel=multilabel)
+    monkeypatch.setattr(_inference, "TEXTS_AT_ONCE", 3)
+    found = to_probabilities(logits, multilabel=multilabel)
+    np.testing.assert_array_equal(found, expected)
+    assert found is logits
