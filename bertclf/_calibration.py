@@ -1,4 +1,4 @@
-"""Temperature scaling: one number that makes a network as sure as it is right on texts that it hasn't learnt from."""
+"""What texts that a network hasn't learnt from tell of its answers: how sure they should be, where yes begins."""
 
 import math
 
@@ -16,6 +16,9 @@ COLDEST, HOTTEST = 0.05, 20.0
 # How far from 1 temperatures are expected, as the standard deviation of their logarithm: two thirds of them from 0.6 to
 # 1.6. It matters where there are few texts: if all of them are right, no temperature is low enough for the loss alone.
 EXPECTED_SPREAD = 0.5
+
+# Held-out texts with a label that it takes to tell a threshold; with fewer, F1 is mostly noise.
+FEWEST_POSITIVES = 10
 
 
 def best_temperature(
@@ -48,6 +51,48 @@ def best_temperature(
 
     bounds = math.log(COLDEST), math.log(HOTTEST)
     return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4}).x)
+
+
+def best_thresholds(
+    probabilities: npt.NDArray[np.float32],
+    targets: npt.NDArray[np.int64] | npt.NDArray[np.float32],
+    weights: npt.NDArray[np.float32],
+) -> list[float]:
+    """Return for each of many labels the threshold with the highest F1, 0.5 where few texts have the label.
+
+    Candidates lie halfway between neighbouring probabilities; among the best, the one nearest to 0.5 is taken.
+
+    Parameters
+    ----------
+    probabilities : ndarray of float32, shape (n_texts, n_labels)
+        What the network gives for some texts.
+    targets : ndarray, shape (n_texts, n_labels)
+        Which labels these texts have: zeros and ones.
+    weights : ndarray of float32, shape (n_texts, 1)
+        Weights of the texts.
+    """
+    return [
+        _best_threshold(*label, weights.ravel().astype(np.float64))
+        for label in zip(probabilities.T.astype(np.float64), targets.T > 0, strict=True)
+    ]
+
+
+def _best_threshold(
+    probabilities: npt.NDArray[np.float64], has_label: npt.NDArray[np.bool_], weights: npt.NDArray[np.float64]
+) -> float:
+    """Return the threshold of one label."""
+    if (has_label & (weights > 0)).sum() < FEWEST_POSITIVES:
+        return 0.5
+    order = np.argsort(-probabilities, kind="stable")
+    sorted_down = probabilities[order]
+    hits = np.cumsum(weights[order] * has_label[order])
+    f1 = 2 * hits / (np.cumsum(weights[order]) + hits[-1])
+    below = np.append(sorted_down[1:], 0.0)
+    is_possible = below < sorted_down  # texts of one probability stay together
+    thresholds = (sorted_down + below) / 2
+    best = is_possible & (f1 >= f1[is_possible].max() - 1e-9)
+    candidates = thresholds[best]
+    return float(candidates[np.abs(candidates - 0.5).argmin()])
 
 
 @torch.no_grad()

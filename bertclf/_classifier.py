@@ -100,6 +100,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Decay of AdamW, never on biases and norms.
     max_grad_norm : float, default=1.0
         Gradients with a larger 2-norm are scaled down to it. None never scales.
+    layer_decay : float, default=1.0
+        Factor, in (0, 1], on the step size from layer to layer, from the top down: the head has that of
+        `learning_rate`, the highest layer that times the factor, and so on down to the embeddings, which are one below
+        the lowest layer. 1 trains all alike. ELECTRA was fine-tuned with 0.7 to 0.9 (Clark et al. 2020). Where layers
+        share weights (ALBERT) or are in two stacks (BART) only 1 is possible.
     label_smoothing : float, default=0.0
         Share of each target that is spread evenly over all classes, in [0, 1).
     dropout : float, default=None
@@ -133,9 +138,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Whether to stop when validation shows no gain, and to keep the weights of the best epoch. Measured on `X_val`
         and `y_val` where `fit` gets them, else on a share of the training texts that is held out.
     validation_fraction : float, default=0.1
-        Share of the training texts that early stopping or `calibration` holds out, in (0, 1). Each class keeps its
-        proportion; rows of an indicator matrix are held out at random. Texts that belong together (of one author, one
-        thread) are not kept together: hold them out yourself and pass `X_val` and `y_val`.
+        Share of the training texts that early stopping, `calibration` or `thresholds` hold out, in (0, 1). Each class
+        keeps its proportion; rows of an indicator matrix are held out at random. Texts that belong together (of one
+        author, one thread) are not kept together: hold them out yourself and pass `X_val` and `y_val`.
     n_iter_no_change : int, default=2
         Epochs without gain after which early stopping stops.
     scoring : str, callable or None, default=None
@@ -152,6 +157,12 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         `warm_start` and `partial_fit` take it out again. Weights of classes have no part in it: with them
         probabilities are those of classes that are as frequent as they weigh, whatever the temperature. None leaves
         the logits as they are.
+    thresholds : {"f1"} or None, default=None
+        Above which probability `predict` gives a text each of many labels, for an indicator matrix as y. "f1" seeks for
+        each label the one with the highest F1 on the validation texts, the same as for `calibration`, if at least ten
+        of them have the label. It pays where labels are rare, as F1 asks for a lower threshold there than 0.5.
+        Probabilities stay as they are. None is 0.5. Where a text has one label, wrap the classifier in
+        :class:`sklearn.model_selection.TunedThresholdClassifierCV` instead.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Precision of the matrix products; weights stay in float32. "auto" takes bfloat16, on a GPU without it float16,
         where the hardware has circuits for it, else float32.
@@ -176,10 +187,10 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     warm_start : bool, default=False
         Whether `fit` goes on from the weights of the last `fit` or `partial_fit`, head included, instead of loading
         `model` anew: then `model`, `revision`, `pooling` and `dropout` are not looked at, the labels must be the same,
-        and the learning rate takes its whole course again. With `early_stopping` or `calibration` pass an int as
-        `random_state`, or `X_val`: another split would hold out texts that the last fit has learnt from.
+        and the learning rate takes its whole course again. With `early_stopping`, `calibration` or `thresholds` pass an
+        int as `random_state`, or `X_val`: another split would hold out texts that the last fit has learnt from.
     random_state : int, RandomState instance or None, default=None
-        Seeds the head, the split for early stopping and calibration, the order of the texts and dropout, and nothing
+        Seeds the head, the split for early stopping and the like, the order of the texts and dropout, and nothing
         outside the classifier. An int gives the same weights at each fit on one CPU; on a GPU up to the order in which
         its kernels add. None takes a new seed from the operating system at each fit.
     verbose : int, default=0
@@ -206,6 +217,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         stopping.
     temperature_ : float
         Number by which `calibration` divided the logits: above 1 where the network was surer than right. 1 without it.
+    thresholds_ : list of float or None
+        Probability above which a text has each label, in the order of the columns; None if it is 0.5.
     best_loss_ : float or None
         Lowest training loss of an epoch; None with early stopping.
     micro_batch_size_ : int
@@ -285,6 +298,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         "warmup_ratio": [Interval(Real, 0, 1, closed="both")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
+        "layer_decay": [Interval(Real, 0, 1, closed="right")],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "dropout": [Interval(Real, 0, 1, closed="left"), None],
         "head_init": [StrOptions({"probe", "random"})],
@@ -297,6 +311,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "scoring": [str, callable, None],
         "calibration": [StrOptions({"temperature"}), None],
+        "thresholds": [StrOptions({"f1"}), None],
         "precision": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
         "device": [str],
         "memory": [str, os.PathLike, HasMethods(["cache"]), None],
@@ -321,6 +336,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         warmup_ratio: float = 0.1,
         weight_decay: float = 0.01,
         max_grad_norm: float | None = 1.0,
+        layer_decay: float = 1.0,
         label_smoothing: float = 0.0,
         dropout: float | None = None,
         head_init: str = "probe",
@@ -333,6 +349,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         n_iter_no_change: int = 2,
         scoring: str | Callable[..., float] | None = None,
         calibration: str | None = None,
+        thresholds: str | None = None,
         precision: str = "auto",
         device: str = "auto",
         memory: Any = None,
@@ -350,6 +367,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         self.warmup_ratio = warmup_ratio
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
+        self.layer_decay = layer_decay
         self.label_smoothing = label_smoothing
         self.dropout = dropout
         self.head_init = head_init
@@ -362,6 +380,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         self.n_iter_no_change = n_iter_no_change
         self.scoring = scoring
         self.calibration = calibration
+        self.thresholds = thresholds
         self.precision = precision
         self.device = device
         self.memory = memory
@@ -397,8 +416,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             is left out.
         X_val, y_val : array-like, default=None
             Texts and labels on which loss and score are measured after each epoch, and which early stopping watches.
-            Without early stopping and calibration they change nothing but `history_`. None measures on what early
-            stopping or calibration holds out, without them nothing.
+            Without early stopping, calibration and thresholds they change nothing but `history_`. None measures on
+            what these hold out, without them nothing.
         sample_weight_val : array-like of shape (n_validation_texts,), default=None
             Weights of the validation texts in loss and score. None weighs all alike.
 
@@ -441,6 +460,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         texts = read_texts(X)
         labels = read_labels(y, n_texts=len(texts))
         classes = Classes.of(labels)
+        self._check_thresholds(classes)
         goes_on = self.warm_start and self.__sklearn_is_fitted__()
         if goes_on:
             classes = self._same_kind(texts, classes)
@@ -454,7 +474,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         if self.checkpoint is not None:
             fit_file = self._fit_file(self.checkpoint, labelled, held_out, classes=classes, compute=compute, seed=seed)
             seed = fit_file.seed
-        if (self.early_stopping or self.calibration is not None) and held_out is None:
+        if self._needs_validation and held_out is None:
             labelled, held_out = split(labelled, fraction=self.validation_fraction, seed=seed)
 
         epochs = self._n_epochs(len(labelled))
@@ -511,9 +531,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Raises
         ------
         ValueError, TypeError
-            If a parameter, a text, a label or a weight is not what it must be; with `early_stopping=True`, a
-            `calibration` or `class_weight="balanced"`, which need all texts at once; with a `checkpoint`, as there is
-            one epoch.
+            If a parameter, a text, a label or a weight is not what it must be; with `early_stopping=True`,
+            `calibration`, `thresholds` or `class_weight="balanced"`, which need all texts at once; with a `checkpoint`,
+            as there is one epoch.
         OSError
             If the checkpoint can't be found or read.
         ModelFileError
@@ -616,7 +636,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         return log_probabilities(logits, multilabel=fitted._classes.are_multilabel)
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
-        """Return the most probable class of each text, or the labels more probable than not.
+        """Return the most probable class of each text, or the labels whose probability is above their threshold.
 
         Parameters
         ----------
@@ -630,7 +650,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         """
         fitted = self._as_it_is()
         probabilities = fitted.predict_proba(X)
-        return fitted._classes.decode(probabilities)
+        return fitted._classes.decode(probabilities, thresholds=fitted.thresholds_)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Save the fitted classifier to a folder, from which `from_pretrained` loads it without running any code.
@@ -753,6 +773,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     def _frozen(self) -> int | str:
         """The parameter `freeze` in types of Python, also where a search took it from an array."""
         return "encoder" if self.freeze == "encoder" else int(self.freeze)
+
+    @property
+    def _needs_validation(self) -> bool:
+        """Whether a fit needs texts that it doesn't learn from."""
+        return self.early_stopping or self.calibration is not None or self.thresholds is not None
 
     @property
     def _classes(self) -> Classes:
@@ -990,15 +1015,25 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
 
             get_scorer(self.scoring)
 
+    def _check_thresholds(self, classes: Classes) -> None:
+        """Raise if thresholds are to be sought where a text has one label."""
+        if self.thresholds is not None and not classes.are_multilabel:
+            raise ValueError(
+                f"thresholds={self.thresholds!r} needs an indicator matrix as y, but there is one label a text. Pass "
+                "thresholds=None, and for two classes wrap the classifier in sklearn.model_selection."
+                "TunedThresholdClassifierCV."
+            )
+
     def _check_fits_in_parts(self) -> None:
         """Raise if a parameter needs all texts at once."""
         if self.early_stopping:
             raise ValueError("partial_fit does not support early_stopping=True: it makes one pass. Use fit.")
-        if self.calibration is not None:
-            raise ValueError(
-                f"partial_fit does not support calibration={self.calibration!r}: it holds out no texts. Pass "
-                "calibration=None, or use fit."
-            )
+        for name in ("calibration", "thresholds"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"partial_fit does not support {name}={getattr(self, name)!r}: it holds out no texts. Pass "
+                    f"{name}=None, or use fit."
+                )
         if self.checkpoint is not None:
             raise ValueError(
                 "partial_fit does not support checkpoint: it makes one pass. Pickle the classifier between calls, and "
@@ -1080,11 +1115,13 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm,
             label_smoothing=self.label_smoothing,
+            layer_decay=self.layer_decay,
             freeze=self._frozen,
             probes=self.head_init == "probe" and not goes_on and not in_parts,
             n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
             watches_loss=self.scoring is None,
             calibrates=self.calibration is not None,
+            seeks_thresholds=self.thresholds is not None,
         )
 
     def _labelled(
@@ -1247,6 +1284,7 @@ def _fitted_attributes(state: dict[str, Any], trained: "Trained", *, n_iter: int
         "best_validation_score_": None if best_epoch is None else scores[best_epoch - 1],
         "micro_batch_size_": trained.micro_batch_size,
         "temperature_": trained.temperature,
+        "thresholds_": trained.thresholds,
         "best_loss_": None if best_epoch is not None else min(losses, default=None),
         "_optimizer_state": None,
     }

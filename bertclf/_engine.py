@@ -17,7 +17,7 @@ from bertclf._dropout import Dropout, KeepMasks
 from bertclf._embeddings import UsedRows
 from bertclf._head import Head
 from bertclf._layout import Layout
-from bertclf._network import Network, encoder_of, n_classes, pool, width
+from bertclf._network import Network, depths, encoder_of, n_classes, pool, width
 from bertclf._tokens import TokenStore
 from bertclf._trees import with_same_weights
 from bertclf._unpadded import FlatNetwork
@@ -125,6 +125,10 @@ class Engine:
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Return what to train, by the names that the weights have in the network."""
         return {name: weight for name, weight in self._padded.named_parameters() if weight.requires_grad}
+
+    def depths(self) -> dict[str, int]:
+        """Return how far below the head each weight is, by its name in the network; see `_network.depths`."""
+        return depths(self._padded)
 
     def is_made_of(self, network: Network) -> bool:
         """Tell whether this is the engine of a network, and no module or method of it was exchanged since."""

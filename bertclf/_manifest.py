@@ -48,6 +48,10 @@ def _is_number_or_none(value: Any) -> bool:
     return value is None or _is_number(value)
 
 
+def _are_probabilities(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_number(item) and 0 <= item <= 1 for item in value)
+
+
 def _is_row(value: Any) -> bool:
     return isinstance(value, dict) and _is_count(value.get("step")) and all(map(_is_number_or_none, value.values()))
 
@@ -66,10 +70,11 @@ FITTED: dict[str, Callable[[Any], bool]] = {
     "best_loss_": _is_number_or_none,
     "micro_batch_size_": _is_count,
     "temperature_": _is_positive,
+    "thresholds_": lambda value: value is None or _are_probabilities(value),
 }
 
 # What the attributes are in files that were written before there were such.
-BEFORE = {"temperature_": 1.0}
+BEFORE = {"temperature_": 1.0, "thresholds_": None}
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,10 @@ class Manifest:
             truncation = fields.within("truncation")
             counts = truncation.take("per_class", _lists(lambda pair: _lists(_is_count)(pair) and len(pair) == 2))
             per_class = [{"texts": texts, "tokens": tokens} for texts, tokens in counts]
-            fitted = fields.within("fitted", otherwise=BEFORE)
+            told = fields.within("fitted", otherwise=BEFORE)
+            fitted = {name: told.take(name, is_right, decode=decode) for name, is_right in FITTED.items()}
+            if fitted["thresholds_"] is not None and len(fitted["thresholds_"]) != len(classes.values):
+                raise ValueError("its 'thresholds_' are not one a label")
             return cls(
                 parameters={name: decode(value) for name, value in fields.take("parameters", _is_object).items()},
                 classes=classes,
@@ -182,7 +190,7 @@ class Manifest:
                     "tokens": truncation.take("tokens", _is_count),
                     "per_class": dict(zip(classes.values.tolist(), per_class, strict=True)),
                 },
-                fitted={name: fitted.take(name, is_right, decode=decode) for name, is_right in FITTED.items()},
+                fitted=fitted,
                 versions=fields.take("versions", lambda value: _is_object(value) and all(map(_is_str, value.values()))),
                 files=_read_files(fields),
             )

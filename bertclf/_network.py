@@ -170,8 +170,31 @@ def freeze(network: Network, what: int | str) -> None:
             weight.requires_grad_(False)
 
 
+def depths(network: Network) -> dict[str, int]:
+    """Return how far below the head each weight is, by name: 0 above all layers, 1 in the highest of them.
+
+    What the lowest layer depends on, the embeddings first of all, is one deeper than that layer. Weights that are fixed
+    and no part of a layer count as 0.
+
+    Raises
+    ------
+    ValueError
+        If the layers can't be told apart.
+    """
+    layers = layers_of(network)
+    if not len(layers):
+        raise ValueError(
+            f"layer_decay is not possible: the layers of this {network.config.model_type} share their weights, or "
+            "stand in more than one list. Pass 1.0."
+        )
+    of_weight = dict.fromkeys(_weights_below(network, layers[0]), len(layers) + 1)
+    for depth, layer in enumerate(reversed(layers), start=1):
+        of_weight |= dict.fromkeys(layer.parameters(), depth)
+    return {name: of_weight.get(weight, 0) for name, weight in network.named_parameters()}
+
+
 def _weights_below(network: Network, layer: nn.Module) -> list[nn.Parameter]:
-    """Return the weights that the output of a layer depends on, its own and those of all before it."""
+    """Return the weights, not fixed ones, that the output of a layer depends on: its own and those of all before it."""
     outputs: list[torch.Tensor] = []
     handle = layer.register_forward_hook(
         lambda module, inputs, output: outputs.append(output if isinstance(output, torch.Tensor) else output[0])
@@ -185,7 +208,9 @@ def _weights_below(network: Network, layer: nn.Module) -> list[nn.Parameter]:
             network(input_ids=token_ids, attention_mask=torch.ones_like(token_ids))
     finally:
         handle.remove()
-    weights = list(network.parameters())
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    if not outputs[0].requires_grad:
+        return []
     gradients = torch.autograd.grad(outputs[0].sum(), weights, allow_unused=True)
     return [weight for weight, gradient in zip(weights, gradients, strict=True) if gradient is not None]
 

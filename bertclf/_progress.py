@@ -36,6 +36,8 @@ class Trained:
         Most texts that went through the network at once.
     temperature : float
         Number by which the logits of the network have been divided since.
+    thresholds : list of float or None
+        Probability above which a text has each of many labels; None for 0.5.
     """
 
     history: list[dict[str, Any]]
@@ -43,6 +45,7 @@ class Trained:
     optimizer_state: OptimizerState
     micro_batch_size: int
     temperature: float = 1.0
+    thresholds: list[float] | None = None
 
 
 class BestWeights:

@@ -1,7 +1,6 @@
 """Steps down the gradient: the loss, its gradient in as many parts as memory asks for, clipping, AdamW, schedule."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +36,8 @@ class TrainingSettings:
     """How to train; the names are those of the classifier's parameters, all resolved to numbers.
 
     `probes` tells whether the head begins with a logistic regression, `calibrates` whether the logits are scaled in the
-    end. `n_iter_no_change` is None without early stopping; `watches_loss` tells whether early stopping looks at the
-    validation loss or at the validation score.
+    end, `seeks_thresholds` whether the thresholds of many labels are sought then. `n_iter_no_change` is None without
+    early stopping; `watches_loss` tells whether early stopping looks at the validation loss or at the validation score.
     """
 
     epochs: int
@@ -49,11 +48,13 @@ class TrainingSettings:
     weight_decay: float
     max_grad_norm: float | None
     label_smoothing: float
+    layer_decay: float = 1.0
     freeze: int | str = 0
     probes: bool = False
     n_iter_no_change: int | None = None
     watches_loss: bool = True
     calibrates: bool = False
+    seeks_thresholds: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,21 @@ class LabelledTokens:
     weights: npt.NDArray[np.float32]
 
 
-def make_optimizer(weights: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """Return AdamW in one fused kernel, with decay on matrices alone: biases and norms are vectors."""
-    weights = list(weights)
-    matrices = [weight for weight in weights if weight.ndim > 1]
-    vectors = [weight for weight in weights if weight.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+def make_optimizer(
+    weights: dict[str, nn.Parameter], *, rates: dict[str, float], weight_decay: float
+) -> torch.optim.AdamW:
+    """Return AdamW in one fused kernel, with decay on matrices alone: biases and norms are vectors.
+
+    `rates` has the peak step size of each weight; the first group is one of those with the largest.
+    """
+    groups = []
+    for rate in sorted(set(rates.values()), reverse=True):
+        alike = [weight for name, weight in weights.items() if rates[name] == rate]
+        matrices = [weight for weight in alike if weight.ndim > 1]
+        vectors = [weight for weight in alike if weight.ndim <= 1]
+        groups.append({"params": matrices, "lr": rate, "weight_decay": weight_decay})
+        groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0})
+    return torch.optim.AdamW(groups, fused=True)
 
 
 def classification_loss(
@@ -112,9 +121,9 @@ class Optimization:
         self.label_smoothing = settings.label_smoothing
         self.max_grad_norm = settings.max_grad_norm
         self.looks_at_loss = settings.lr_schedule in LOSS_SCHEDULES
-        self.optimizer = make_optimizer(
-            self.weights.values(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        depths = dict.fromkeys(self.weights, 0) if settings.layer_decay == 1 else engine.depths()
+        rates = {name: settings.learning_rate * settings.layer_decay ** depths[name] for name in self.weights}
+        self.optimizer = make_optimizer(self.weights, rates=rates, weight_decay=settings.weight_decay)
         self.shrinkage = 1.0
         self.scaler = compute.gradient_scaler()
         self.remember(state or {})
@@ -159,7 +168,7 @@ class Optimization:
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the next step."""
+        """The rate of the next step, in the head."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def add_gradient(self, loss: torch.Tensor) -> None:
@@ -175,8 +184,9 @@ class Optimization:
         self.scaler.unscale_(self.optimizer)
         if self.max_grad_norm is not None:
             self._clip(self.max_grad_norm)
-        # Weight decay of AdamW, which also meets weights that are stood in for.
-        self.shrinkage *= 1 - self.learning_rate * self.optimizer.param_groups[0]["weight_decay"]
+        # Weight decay of AdamW, which also meets weights that are stood in for: those of the lowest matrices.
+        lowest = self.optimizer.param_groups[-2]
+        self.shrinkage *= 1 - lowest["lr"] * lowest["weight_decay"]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.forget_gradient()

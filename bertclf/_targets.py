@@ -104,10 +104,15 @@ class Classes:
             )
         return np.searchsorted(values, labels).astype(np.int64)
 
-    def decode(self, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        """Return the labels that probabilities stand for, in the type in which labels came."""
+    def decode(
+        self, probabilities: npt.NDArray[np.float32], *, thresholds: list[float] | None = None
+    ) -> npt.NDArray[Any]:
+        """Return the labels that probabilities stand for, in the type in which labels came.
+
+        Where a text can have any number of labels, those whose probability is above their threshold; None is 0.5 each.
+        """
         if self.indicator_dtype is not None:
-            return (probabilities > 0.5).astype(self.indicator_dtype)
+            return (probabilities > (0.5 if thresholds is None else np.array(thresholds))).astype(self.indicator_dtype)
         labels: npt.NDArray[Any] = self.values[probabilities.argmax(axis=1)]
         return labels
 

@@ -14,13 +14,13 @@ from tqdm.auto import tqdm
 
 from bertclf._batches import random_batches
 from bertclf._budget import TokenBudget
-from bertclf._calibration import best_temperature, cool_down
+from bertclf._calibration import best_temperature, best_thresholds, cool_down
 from bertclf._collapse import warn_if_collapsed
 from bertclf._device import Compute
 from bertclf._dropout import KeepMasks
 from bertclf._engine import Engine
 from bertclf._frozen import FrozenMemory, FrozenStates
-from bertclf._inference import predict_logits, prediction_budget
+from bertclf._inference import predict_logits, prediction_budget, probabilities
 from bertclf._network import Network
 from bertclf._probe import head_inputs, rows_to_probe, start_head
 from bertclf._progress import Progress, Trained, take_up_weights
@@ -106,8 +106,8 @@ def train(
     Returns
     -------
     Trained
-        History, best epoch, the state of the optimiser, and the temperature. With early stopping the network has the
-        weights of the best epoch.
+        History, best epoch, the state of the optimiser, temperature and thresholds. With early stopping the network has
+        the weights of the best epoch.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def train(
     descent = Descent(engine, training, states, optimization=optimization, budget=budget, compute=compute)
     watch = None
     if validation is not None:
-        is_reused = settings.epochs > 1 or settings.calibrates
+        is_reused = settings.epochs > 1 or settings.calibrates or settings.seeks_thresholds
         known = _frozen_states(reader, validation.labelled, frozen_memory, is_reused=is_reused)
         watch = _Watch(reader, validation, known, compute=compute, verbose=verbose)
     so_far = Progress(
@@ -174,11 +174,10 @@ def train(
                 bar.write(f"kept the weights of epoch {so_far.best.epoch}")
     _check_weights(network)
     warn_if_collapsed(so_far.history, training, reader=reader, settings=settings, compute=compute)
-    temperature = 1.0
-    if settings.calibrates and watch is not None:
-        temperature = best_temperature(watch.logits(), watch.labelled.targets, watch.weights)
-        cool_down(network, temperature)
-    return replace(so_far.trained(goes_on=goes_on), temperature=temperature)
+    trained = so_far.trained(goes_on=goes_on)
+    if watch is not None and (settings.calibrates or settings.seeks_thresholds):
+        trained = _adjusted(trained, network, watch, settings=settings)
+    return trained
 
 
 @dataclass(frozen=True)
@@ -221,6 +220,19 @@ class _Watch:
         )
         score = self._score(logits)
         return _Measured(float(loss), score, time.perf_counter() - begun)
+
+
+def _adjusted(trained: Trained, network: Network, watch: _Watch, *, settings: TrainingSettings) -> Trained:
+    """Scale the logits of a network, and seek thresholds for them, as the validation texts tell."""
+    logits, targets = watch.logits(), watch.labelled.targets
+    if settings.calibrates:
+        temperature = best_temperature(logits, targets, watch.weights)
+        cool_down(network, temperature)
+        logits, trained = logits / np.float32(temperature), replace(trained, temperature=temperature)
+    if settings.seeks_thresholds:
+        found = best_thresholds(probabilities(logits, multilabel=True), targets, watch.weights)
+        trained = replace(trained, thresholds=found)
+    return trained
 
 
 def _make_engine(

@@ -333,6 +333,8 @@ def test_row_33_a_broken_tokenizer(folder: Path, use: Any) -> None:
         (lambda content: content["parameters"].update(precision="int1"), "The 'precision' parameter"),
         (lambda content: content["fitted"].update(history_=[{"epoch": 1}]), "its 'history_' is"),
         (lambda content: content["fitted"].update(temperature_=0.0), "its 'temperature_' is"),
+        (lambda content: content["fitted"].update(thresholds_=[0.5, 2.0]), "its 'thresholds_' is"),
+        (lambda content: content["fitted"].update(thresholds_=[0.5] * 7), "its 'thresholds_' are not one a label"),
         (lambda content: content["files"].pop("config.json"), "does not list config.json"),
         (lambda content: content.update(oldest_reader=2, format_version=3), "format 3, which this version of bertclf"),
         (lambda content: content.update(format="other"), "was not written by save_pretrained"),

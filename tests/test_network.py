@@ -11,7 +11,7 @@ from tiny import CONFIGS, POSITIONS, WIDTH
 from torch import nn
 
 from bertclf import BertSequenceClassifier
-from bertclf._network import PooledClassifier, length_limit, own_pooling, pool, takes_segments
+from bertclf._network import PooledClassifier, depths, length_limit, own_pooling, pool, takes_segments
 
 PAIRS = list(zip(TEXTS, TEXTS[::-1], strict=True))
 MIXED = ["", "a", "joy " * 200, "joy </s> [SEP] <pad> joy", *TEXTS]
@@ -277,3 +277,21 @@ def test_a_tokenizer_written_in_python_works_as_well(tmp_path):
     assert clf.truncation_["tokens"] == len("joy " * 30) + 1 - POSITIONS
     np.testing.assert_allclose(clf.predict_proba(texts), plain_probabilities(clf, texts), atol=1e-5)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(clf)).predict_proba(texts), clf.predict_proba(texts))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "mpnet", "deberta-v2", "modernbert", "gpt2"])
+def test_what_the_lowest_layer_depends_on_lies_deepest(fitted, architecture):
+    network = fitted(architecture).model_
+    by_depth = {}
+    for name, depth in depths(network).items():
+        by_depth.setdefault(depth, []).append(name)
+    assert sorted(by_depth) == [0, 1, 2, 3]
+    assert any("word" in name or "wte" in name or "tok" in name for name in by_depth[3])
+    assert not any(".layer.0." in name or ".h.0." in name for depth in (0, 1, 3) for name in by_depth[depth])
+    assert len(by_depth[1]) == len(by_depth[2]) >= 10 or architecture == "modernbert"  # whose first layer has no norm
+
+
+def test_layers_that_share_weights_have_no_decay(checkpoints):
+    clf = BertSequenceClassifier(checkpoints("albert"), layer_decay=0.9)
+    with pytest.raises(ValueError, match=r"^layer_decay is not possible: the layers of this albert.*Pass 1\.0"):
+        clf.fit(TEXTS, LABELS)

@@ -82,6 +82,7 @@ def assert_same_bits(clf, other, texts=TEXTS):
     for name in ("n_iter_", "loss_curve_", "best_loss_", "best_validation_score_", "validation_scores_"):
         assert getattr(clf, name) == getattr(other, name), name
     assert clf.temperature_ == other.temperature_
+    assert clf.thresholds_ == other.thresholds_
     assert clf.micro_batch_size_ == other.micro_batch_size_
     assert clf.truncation_ == other.truncation_
     np.testing.assert_array_equal(clf.predict_proba(texts), other.predict_proba(texts))
@@ -100,6 +101,8 @@ KINDS = {
     "bfloat16": ({"precision": "bfloat16", "freeze": 1}, TEXTS, LABELS, {}),
     "float16": ({"precision": "float16"}, TEXTS, LABELS, {}),
     "a temperature": ({"calibration": "temperature"}, TEXTS * 2, LABELS * 2, {}),
+    "thresholds": ({"thresholds": "f1", "calibration": "temperature"}, TEXTS * 9, np.tile(MATRIX, (9, 1)), {}),
+    "layer decay": ({"layer_decay": 0.5, "max_grad_norm": 0.1}, TEXTS, LABELS, {}),
     "a drawn head": ({"head_init": "random", "freeze": 1}, TEXTS, LABELS, {}),
     "no clipping": ({"max_grad_norm": None, "label_smoothing": 0.1, "dropout": 0.3}, TEXTS, LABELS, {}),
     "mean": ({"pooling": "mean", "max_length": 5}, TEXTS, LABELS, {}),

@@ -368,3 +368,4 @@ def test_folders_of_earlier_versions_load_for_ever(version):
     assert clf.truncation_["per_class"].keys() == set(expected["classes"])
     assert len(clf.history_) == clf.n_iter_ == 2
     assert clf.temperature_ == 1.0  # what a fit without calibration says, and the first files do not
+    assert clf.thresholds_ is None

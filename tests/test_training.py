@@ -158,7 +158,8 @@ def test_the_rate_falls_on_a_plateau_of_the_validation_loss(loaded, rates, monke
 
 
 def test_decay_spares_biases_and_norms(loaded):
-    decayed, spared = make_optimizer(loaded.network.parameters(), learning_rate=1e-3, weight_decay=0.1).param_groups
+    weights = dict(loaded.network.named_parameters())
+    decayed, spared = make_optimizer(weights, rates=dict.fromkeys(weights, 1e-3), weight_decay=0.1).param_groups
     names = {id(weight): name for name, weight in loaded.network.named_parameters()}
     assert decayed["weight_decay"] == 0.1
     assert spared["weight_decay"] == 0
@@ -166,6 +167,24 @@ def test_decay_spares_biases_and_norms(loaded):
     assert not any("LayerNorm" in names[id(weight)] or "bias" in names[id(weight)] for weight in decayed["params"])
     assert all("LayerNorm" in names[id(weight)] or "bias" in names[id(weight)] for weight in spared["params"])
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+def test_with_layer_decay_each_layer_takes_smaller_steps_than_the_layer_above(spread):
+    """The first step of AdamW moves each weight that has a gradient by its learning rate."""
+    before = {name: weight.detach().clone() for name, weight in spread.network.named_parameters()}
+    run(spread, epochs=1, batch_size=len(TEXTS), lr_schedule="constant", weight_decay=0.0, layer_decay=0.5)
+    factors = {"classifier": 1, "pooler": 1, "layer.1.": 0.5, "layer.0.": 0.25, "embeddings": 0.125}
+    for part, factor in factors.items():
+        moved = [(w - before[n]).abs().max().item() for n, w in spread.network.named_parameters() if part in n]
+        assert max(moved) == pytest.approx(1e-3 * factor, rel=1e-2), part
+
+
+def test_weight_decay_of_tokens_that_do_not_occur_follows_layer_decay(spread):
+    table = spread.network.get_input_embeddings().weight
+    unused = sorted(set(range(len(table))) - set(labelled(spread).tokens.ids.tolist()))
+    before = table.detach().clone()
+    run(spread, epochs=1, batch_size=len(TEXTS), lr_schedule="constant", weight_decay=0.5, layer_decay=0.5)
+    torch.testing.assert_close(table.detach()[unused], before[unused] * (1 - 1e-3 * 0.125 * 0.5))
 
 
 def test_one_full_batch_takes_the_step_of_a_plain_padded_loop(loaded):
