@@ -1,7 +1,7 @@
 """What is kept of texts that are too long: which of their tokens, in one window or several, and what is read for it."""
 
-from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 # Of what is kept of a text at both of its ends, the beginning is a quarter: 128 of 510 tokens in Sun et al. (2019).
 HEAD = 4
@@ -14,8 +14,7 @@ MIN_EXCERPT = 32_768
 CHARACTERS_PER_TOKEN = 64
 
 
-@dataclass(frozen=True)
-class Excerpt:
+class Excerpt(NamedTuple):
     """What is read of a text: all of it, its beginning, its end, or its beginning and right behind it its end.
 
     Attributes
