@@ -29,6 +29,11 @@ class Excerpt(NamedTuple):
     seam: int | None = None
 
 
+def is_very_long(row: tuple[str, ...]) -> bool:
+    """Tell whether a row has a text of which not all may have to be read."""
+    return max(map(len, row)) > MIN_EXCERPT
+
+
 def excerpt(text: str, max_length: int | None, *, long_text: str, side: str) -> Excerpt:
     """Cut a very long text at spaces: what stands beyond can't change the tokens of the words before or behind them.
 

@@ -9,7 +9,7 @@ import tokenizers
 import transformers
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from bertclf._cuts import Excerpt, excerpt, n_different, windows_of_row
+from bertclf._cuts import Excerpt, excerpt, is_very_long, n_different, windows_of_row
 from bertclf._memory import key_of
 from bertclf._process import lock_for
 from bertclf._version import __version__
@@ -80,14 +80,23 @@ def encode(rows: list[tuple[str, ...]], way: Way) -> list[Encoding]:
     if not way.tokenizer.is_fast:
         return _encode_in_python(rows, way)
     side = way.tokenizer.truncation_side
-    read = [tuple(excerpt(text, way.max_length, long_text=way.long_text, side=side) for text in row) for row in rows]
-    encodings = _encodings(way.tokenizer, [tuple(some.text for some in excerpts) for excerpts in read])
-    kept = []
-    for row, excerpts, encoding in zip(rows, read, encodings, strict=True):
-        if not _proves_enough(encoding, excerpts, way.max_length):
-            excerpts, encoding = tuple(map(Excerpt, row)), _encodings(way.tokenizer, [row])[0]
-        kept.append(_cut(encoding, row, excerpts, way))
-    return kept
+    excerpts = {
+        number: tuple(excerpt(text, way.max_length, long_text=way.long_text, side=side) for text in row)
+        for number, row in enumerate(rows)
+        if is_very_long(row)
+    }
+    read = [
+        tuple(some.text for some in excerpts[number]) if number in excerpts else row for number, row in enumerate(rows)
+    ]
+    encodings = _encodings(way.tokenizer, read)
+    for number, some in list(excerpts.items()):
+        if not _proves_enough(encodings[number], some, way.max_length):
+            del excerpts[number]
+            (encodings[number],) = _encodings(way.tokenizer, [rows[number]])
+    return [
+        _cut(encoding, row, excerpts.get(number), way)
+        for number, (row, encoding) in enumerate(zip(rows, encodings, strict=True))
+    ]
 
 
 def _encode_in_python(rows: list[tuple[str, ...]], way: Way) -> list[Encoding]:
@@ -135,7 +144,7 @@ def _call(tokenizer: PreTrainedTokenizerBase, rows: list[tuple[str, ...]], **set
     return encoded
 
 
-def _cut(encoding: Any, row: tuple[str, ...], excerpts: tuple[Excerpt, ...], way: Way) -> Encoding:
+def _cut(encoding: Any, row: tuple[str, ...], excerpts: tuple[Excerpt, ...] | None, way: Way) -> Encoding:
     """Keep the special tokens of an encoding and as many tokens of its texts as fit beside them, in each window.
 
     Of a text of which an excerpt was read, the tokens outside are estimated in proportion to the characters.
@@ -148,7 +157,7 @@ def _cut(encoding: Any, row: tuple[str, ...], excerpts: tuple[Excerpt, ...], way
     kept = np.concatenate([_positions(special, texts, window) for window in windows])
     n_tokens = [
         len(read) if some.seam is None else round(len(read) * len(text) / len(some.text))
-        for read, text, some in zip(texts, row, excerpts, strict=True)
+        for read, text, some in zip(texts, row, excerpts or map(Excerpt, row), strict=True)
     ]
     ids, segments = (np.array(values)[kept].tolist() for values in (encoding.ids, encoding.type_ids))
     return Encoding(ids, segments, n_cut=sum(n_tokens) - n_different(windows), n_windows=len(windows))

@@ -19,7 +19,7 @@ from sklearn.model_selection import GridSearchCV
 from tiny import POSITIONS, build
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from bertclf import BertSequenceClassifier, _encoding, _tokens
+from bertclf import BertSequenceClassifier, _cuts, _encoding, _tokens
 from bertclf._batches import random_batches
 from bertclf._budget import TokenBudget
 from bertclf._checkpoint import load_checkpoint
@@ -423,6 +423,18 @@ def test_texts_stay_in_order_over_many_calls_of_the_tokenizer(loaded, monkeypatc
 
 
 # Very long texts
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "xlm-roberta", "deberta-v2"])
+@settings(deadline=None, max_examples=40)
+@given(texts=st.lists(texts_of_words, min_size=1, max_size=6), max_length=st.integers(3, 12))
+def test_excerpts_of_any_size_change_neither_head_nor_tail(loaded, name, texts, max_length):
+    whole = store_of(loaded(name), texts, long_text="head_tail", max_length=max_length)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cuts, "MIN_EXCERPT", 24)
+        patch.setattr(_cuts, "CHARACTERS_PER_TOKEN", 1)
+        store = store_of(loaded(name), texts, long_text="head_tail", max_length=max_length)
+    assert ragged(store) == ragged(whole)
 
 
 MEGABYTES = 10_000_000
