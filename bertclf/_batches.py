@@ -1,4 +1,4 @@
-"""Which texts go together, and how their tokens become one batch."""
+"""Which texts go together, and how the tokens of their windows become one batch."""
 
 from collections.abc import Iterator
 
@@ -6,22 +6,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bertclf._tokens import TokenStore
+from bertclf._tokens import TokenStore, places_of
 
 
 def flat_batch(
-    store: TokenStore, rows: npt.NDArray[np.int64], *, first_position: int, device: torch.device, n_idle: int = 0
+    store: TokenStore, windows: npt.NDArray[np.int64], *, first_position: int, device: torch.device, n_idle: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Lay some texts one after the other, as a batch of one row, with `n_idle` copies of the first token behind them.
+    """Lay some windows one after the other, as a batch of one row, with `n_idle` copies of the first token behind them.
 
     Returns
     -------
     dict of str to Tensor of int64, shape (1, n_tokens)
-        `input_ids`, `position_ids`, which begin at `first_position` in each text, and `token_type_ids` where the store
-        has segments.
+        `input_ids`, `position_ids`, which begin at `first_position` in each window, and `token_type_ids` where the
+        store has segments.
     """
-    tokens = places_of(store.offsets, rows)
-    positions = tokens - np.repeat(store.offsets[rows], store.lengths[rows])
+    tokens = places_of(store.offsets, windows)
+    positions = tokens - np.repeat(store.offsets[windows], store.lengths[windows])
     batch = {"input_ids": store.ids[tokens], "position_ids": positions + first_position}
     if store.segments is not None:
         batch["token_type_ids"] = store.segments[tokens]
@@ -29,28 +29,20 @@ def flat_batch(
     return {name: to_device(values.astype(np.int64)[None], device) for name, values in padded.items()}
 
 
-def places_of(offsets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return where the items of some rows stand in a flat array, whose row `i` is `[offsets[i]:offsets[i + 1]]`."""
-    lengths = offsets[rows + 1] - offsets[rows]
-    starts = np.cumsum(lengths) - lengths
-    places: npt.NDArray[np.int64] = np.arange(lengths.sum()) + np.repeat(offsets[rows] - starts, lengths)
-    return places
-
-
 def padded_batch(
-    store: TokenStore, rows: npt.NDArray[np.int64], *, pad_id: int, device: torch.device
+    store: TokenStore, windows: npt.NDArray[np.int64], *, pad_id: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Gather some texts into one batch, padded on the right up to the longest of them and no further.
+    """Gather some windows into one batch, padded on the right up to the longest of them and no further.
 
     Returns
     -------
-    dict of str to Tensor of int64, shape (len(rows), longest)
+    dict of str to Tensor of int64, shape (len(windows), longest)
         `input_ids`, `attention_mask` (1 for tokens, 0 for padding), and `token_type_ids` where the store has segments.
     """
-    lengths = store.lengths[rows]
+    lengths = store.lengths[windows]
     places = np.arange(lengths.max())
     mask = places < lengths[:, None]
-    tokens = (store.offsets[rows][:, None] + places)[mask]
+    tokens = (store.offsets[windows][:, None] + places)[mask]
     batch = {"input_ids": np.full(mask.shape, pad_id, dtype=np.int64), "attention_mask": mask.astype(np.int64)}
     batch["input_ids"][mask] = store.ids[tokens]
     if store.segments is not None:
@@ -68,7 +60,7 @@ def to_device(values: npt.NDArray[np.generic], device: torch.device) -> torch.Te
 
 
 def random_batches(n_texts: int, *, batch_size: int, generator: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the rows of one epoch in random batches: each row once, the last batch may hold fewer."""
+    """Yield the texts of one epoch in random batches: each text once, the last batch may hold fewer."""
     order = generator.permutation(n_texts)
     for start in range(0, n_texts, batch_size):
         yield order[start : start + batch_size]

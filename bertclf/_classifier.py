@@ -130,6 +130,14 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     max_length : int, default=None
         Longest input in tokens, special tokens included; the rest of a text is cut, of a pair the longer text first.
         None is the limit of the checkpoint: what its positions and its tokenizer allow.
+    long_text : {"truncate", "head_tail", "chunk"}, default="truncate"
+        What becomes of texts that are longer than `max_length`. "truncate" keeps the beginning, or what the tokenizer
+        keeps. "head_tail" keeps both ends, of what fits a quarter for the beginning, and costs no more. "chunk" cuts
+        the text into windows, of which neighbours have at least an eighth of what fits in common, and loses nothing:
+        each window is trained on with the label of the text, those of one text together with the weight of one, and
+        the logits of a text are the mean of theirs. It takes as long as reading 8/7 of all tokens, however many these
+        are. Of a pair, "head_tail" cuts as `max_length` says, and "chunk" spreads the longer text over the windows and
+        repeats the shorter one in each, cut to half of what fits. Texts that fit are the same in all three.
     class_weight : dict, list of dict, "balanced" or None, default=None
         What each class weighs in the training loss and in the validation loss, on top of the weights of the texts. A
         dict maps labels to weights, 1 where there is none; "balanced" weighs each class by the inverse of its weighted
@@ -224,7 +232,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     micro_batch_size_ : int
         Most texts that the last `fit` or `partial_fit` sent through the network at once, since memory last ran out:
         `batch_size`, or fewer where a batch takes more memory than there is, or on a CPU more than 2,048 tokens, or is
-        padded there. The step is that of the whole batch all the same.
+        padded there. The step is that of the whole batch all the same. With `long_text="chunk"` windows are counted,
+        of which a batch can have more than texts.
     model_ : torch.nn.Module
         The network, called with `input_ids` and `attention_mask` and returning an output with `logits`. It is the
         sequence-classification class of transformers where the pooling is that of the architecture.
@@ -233,7 +242,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     truncation_ : dict
         What `max_length` cut from the texts that the last `fit` or `partial_fit` trained on: `texts` and `tokens` are
         counts, `per_class` maps each label to such a dict. Of a text over 32,768 characters the tokens that were never
-        read are estimated from its length.
+        read are estimated from its length. With `long_text="chunk"` nothing is cut but the shorter text of a pair.
     n_features_in_ : int
         Number of columns, 1 or 2. Only after a fit on 2-D input.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -305,6 +314,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         "freeze": [Interval(Integral, 0, None, closed="left"), StrOptions({"encoder"})],
         "pooling": [StrOptions({"auto", "cls", "mean", "last"})],
         "max_length": [Interval(Integral, 1, None, closed="left"), None],
+        "long_text": [StrOptions({"truncate", "head_tail", "chunk"})],
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
@@ -343,6 +353,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         freeze: int | str = 0,
         pooling: str = "auto",
         max_length: int | None = None,
+        long_text: str = "truncate",
         class_weight: dict[Any, float] | list[dict[int, float]] | str | None = None,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
@@ -374,6 +385,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         self.freeze = freeze
         self.pooling = pooling
         self.max_length = max_length
+        self.long_text = long_text
         self.class_weight = class_weight
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
@@ -657,7 +669,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
 
         The folder is a model folder of Hugging Face. Where `model_` is the sequence-classification class of
         transformers, `transformers.pipeline("text-classification", model=folder)` gives the same labels and
-        probabilities; `truncation=True` in its calls cuts texts as `max_length` does. Else `bertclf.json` names the
+        probabilities; `truncation=True` in its calls cuts texts as `max_length` does, but knows no other `long_text`
+        than "truncate": then it agrees on texts that fit. Where it isn't that class, `bertclf.json` names the
         pooling, and `transformers.AutoModel.from_pretrained(folder)` loads the encoder; a pipeline would draw a head at
         random there.
 
@@ -703,6 +716,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             classes=self._classes,
             takes_pairs=self._takes_pairs,
             max_length=self._max_length,
+            long_text=self._long_text,
             n_columns=getattr(self, "n_features_in_", None),
             column_names=getattr(self, "feature_names_in_", None),
             truncation=self.truncation_,
@@ -762,6 +776,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 "_indicator_dtype": getattr(manifest.classes.indicator_dtype, "str", None),
                 "_takes_pairs": manifest.takes_pairs,
                 "_max_length": manifest.max_length,
+                "_long_text": manifest.long_text,
                 "_optimizer_state": None,
             }
         )
@@ -820,7 +835,13 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             network, engine, part = checkpoint.network, state["_engine"], state["_frozen_part"]
             validation = None
             if held_out is not None:
-                tokens = _tokenized(held_out, checkpoint, max_length=state["_max_length"], memory=memory)
+                tokens = _tokenized(
+                    held_out,
+                    checkpoint,
+                    max_length=state["_max_length"],
+                    long_text=state["_long_text"],
+                    memory=memory,
+                )
                 weights = mean_one(np.ones(len(held_out)) if held_out.weights is None else held_out.weights)
                 weights = weights[:, None] if classes.are_multilabel else weights
                 validation = Validation(tokens, weights, self._scorer(held_out, state))
@@ -906,9 +927,10 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         freeze(network, frozen)
         pairs = labelled.texts.are_pairs
         max_length = resolve_max_length(self.max_length, checkpoint.length_limit, checkpoint.tokenizer, pairs=pairs)
-        training = _tokenized(labelled, checkpoint, max_length=max_length, memory=memory)
+        long_text = str(self.long_text)
+        training = _tokenized(labelled, checkpoint, max_length=max_length, long_text=long_text, memory=memory)
         if not goes_on:
-            warn_if_much_is_cut(training.tokens, max_length=max_length)
+            warn_if_much_is_cut(training.tokens, max_length=max_length, long_text=long_text)
         engine = Engine(network, device=compute.device, frozen=frozen)
         remembers = memory is not None and engine.has_states
         state = {
@@ -919,6 +941,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             "_indicator_dtype": None if classes.indicator_dtype is None else classes.indicator_dtype.str,
             "_takes_pairs": pairs,
             "_max_length": max_length,
+            "_long_text": long_text,
             "_compute": compute,
             "_engine": engine,
             "_frozen_part": FrozenPart.of(network, frozen=frozen, compute=compute) if remembers else None,
@@ -945,7 +968,14 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         def logits_of(texts: Texts) -> npt.NDArray[np.float32]:
             """Return the logits of some of the texts."""
             self._check_columns(X, texts)
-            tokens = _tokens_of(texts, self.model_, self.tokenizer_, max_length=self._max_length, memory=memory)
+            tokens = _tokens_of(
+                texts,
+                self.model_,
+                self.tokenizer_,
+                max_length=self._max_length,
+                long_text=self._long_text,
+                memory=memory,
+            )
             states = None
             if frozen_memory is not None:
                 states = FrozenStates(engine, tokens, memory=frozen_memory, is_reused=False)
@@ -1241,17 +1271,35 @@ class _WithKnownLogits(BertSequenceClassifier):
 
 
 def _tokenized(
-    labelled: LabelledTexts, checkpoint: "Checkpoint", *, max_length: int | None, memory: "TextMemory | None"
+    labelled: LabelledTexts,
+    checkpoint: "Checkpoint",
+    *,
+    max_length: int | None,
+    long_text: str,
+    memory: "TextMemory | None",
 ) -> "LabelledTokens":
     """Return labelled texts as the network takes them."""
     from bertclf._steps import LabelledTokens
 
-    tokens = _tokens_of(labelled.texts, checkpoint.network, checkpoint.tokenizer, max_length=max_length, memory=memory)
+    tokens = _tokens_of(
+        labelled.texts,
+        checkpoint.network,
+        checkpoint.tokenizer,
+        max_length=max_length,
+        long_text=long_text,
+        memory=memory,
+    )
     return LabelledTokens(tokens, labelled.targets, mean_one(labelled.loss_weights))
 
 
 def _tokens_of(
-    texts: Texts, network: "Network", tokenizer: Any, *, max_length: int | None, memory: "TextMemory | None"
+    texts: Texts,
+    network: "Network",
+    tokenizer: Any,
+    *,
+    max_length: int | None,
+    long_text: str,
+    memory: "TextMemory | None",
 ) -> "TokenStore":
     """Return the tokens of texts, with segments if the network takes them."""
     from bertclf._network import takes_segments
@@ -1264,6 +1312,7 @@ def _tokens_of(
         tokenizer=tokenizer,
         max_length=max_length,
         with_segments=with_segments,
+        long_text=long_text,
         memory=memory,
     )
 

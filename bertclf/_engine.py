@@ -29,7 +29,7 @@ _Part = TypeVar("_Part")
 
 
 class Engine:
-    """Runs a network on the texts of a token store, without dropout until `train` is called.
+    """Runs a network on the windows of a token store, without dropout until `train` is called.
 
     It works on a second tree of modules over the same weights, in which some modules are exchanged: the network itself
     stays as it is, and what trains the one trains the other. Where the attention of the network goes through the
@@ -157,56 +157,56 @@ class Engine:
             self._used_rows.put_back(shrinkage=shrinkage)
 
     def logits(
-        self, store: TokenStore, rows: npt.NDArray[np.int64], *, states: torch.Tensor | None = None
+        self, store: TokenStore, windows: npt.NDArray[np.int64], *, states: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Run some texts of a store; it is quicker if they come by length.
+        """Run some windows of a store; it is quicker if they come by length.
 
         Parameters
         ----------
         store : TokenStore
             The store.
-        rows : ndarray of int64
-            Which texts.
+        windows : ndarray of int64
+            Which windows.
         states : Tensor or None, default=None
             What `states` returns for them, if that is known.
 
         Returns
         -------
-        Tensor, shape (len(rows), n_classes)
+        Tensor, shape (len(windows), n_classes)
             On the device.
         """
         if self._flat is not None:
-            return self._flat.logits(store, rows, self._layout(store, rows), states=states)
+            return self._flat.logits(store, windows, self._layout(store, windows), states=states)
         if self._head is not None:
-            return self._head.logits(self.states(store, rows) if states is None else states)
-        return self._padded_logits(store, rows)
+            return self._head.logits(self.states(store, windows) if states is None else states)
+        return self._padded_logits(store, windows)
 
-    def states(self, store: TokenStore, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Return what the frozen part makes of some texts: the only thing that the rest needs to know of them.
+    def states(self, store: TokenStore, windows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return what the frozen part makes of some windows: the only thing that the rest needs to know of them.
 
         Returns
         -------
-        Tensor, shape (n_tokens, width), or if the encoder is frozen (len(rows), width)
+        Tensor, shape (n_tokens, width), or if the encoder is frozen (len(windows), width)
             On the device.
         """
         if self._flat is not None:
-            return self._flat.states(store, rows, self._layout(store, rows))
+            return self._flat.states(store, windows, self._layout(store, windows))
         if self._head is None:
             raise RuntimeError("There is no part to run apart: ask has_states.")
         with apart():
-            return self._padded_states(self._head, store, rows)
+            return self._padded_states(self._head, store, windows)
 
-    def n_states(self, store: TokenStore, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return how many states some texts have."""
-        return np.ones_like(rows) if self._frozen == "encoder" else store.lengths[rows]
+    def n_states(self, store: TokenStore, windows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return how many states some windows have."""
+        return np.ones_like(windows) if self._frozen == "encoder" else store.lengths[windows]
 
-    def _layout(self, store: TokenStore, rows: npt.NDArray[np.int64]) -> Layout:
-        lengths = store.lengths[rows]
+    def _layout(self, store: TokenStore, windows: npt.NDArray[np.int64]) -> Layout:
+        lengths = store.lengths[windows]
         n_idle = n_idle_tokens(int(lengths.sum()), self.device)
         return Layout(lengths, device=self.device, masks=self._masks, n_idle=n_idle)
 
-    def _padded_logits(self, store: TokenStore, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        batch = padded_batch(store, rows, pad_id=self._pad_id, device=self.device)
+    def _padded_logits(self, store: TokenStore, windows: npt.NDArray[np.int64]) -> torch.Tensor:
+        batch = padded_batch(store, windows, pad_id=self._pad_id, device=self.device)
         logits: torch.Tensor = self._padded(**batch).logits
         return logits
 
@@ -255,11 +255,11 @@ class Engine:
         head = Head(self._padded)
         return head, head.logits(self._padded_states(head, trial, np.arange(2)))
 
-    def _padded_states(self, head: Head, store: TokenStore, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Return one vector a text, from a padded batch."""
+    def _padded_states(self, head: Head, store: TokenStore, windows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return one vector a window, from a padded batch."""
         if head.pooling is None:
             raise NotImplementedError("it pools in a way of its own")
-        batch = padded_batch(store, rows, pad_id=self._pad_id, device=self.device)
+        batch = padded_batch(store, windows, pad_id=self._pad_id, device=self.device)
         return pool(head.encoder(**batch).last_hidden_state, batch["attention_mask"], head.pooling)
 
     def _two_short_texts(self) -> TokenStore:

@@ -8,12 +8,12 @@ import numpy.typing as npt
 import torch
 import transformers
 
-from bertclf._batches import places_of, to_device
+from bertclf._batches import to_device
 from bertclf._device import Compute
 from bertclf._engine import Engine
 from bertclf._memory import TextMemory, key_of
 from bertclf._network import Network, PooledClassifier
-from bertclf._tokens import TokenStore
+from bertclf._tokens import TokenStore, places_of
 
 # States of more are not kept in the working memory: with BERT-base those of 350,000 tokens.
 MAX_KEPT_BYTES = 1 << 30
@@ -57,7 +57,7 @@ class FrozenPart:
 
 
 class FrozenMemory:
-    """States of texts in a memory, by the content of each text and what made them.
+    """States of windows of texts in a memory, by the content of each and what made them.
 
     Parameters
     ----------
@@ -71,15 +71,15 @@ class FrozenMemory:
         self._memory = memory
         self._key = key
 
-    def states(self, engine: Engine, store: TokenStore, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Return the states of some texts, one after the other, and make those that are missing."""
+    def states(self, engine: Engine, store: TokenStore, windows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return the states of some windows, one after the other, and make those that are missing."""
         if store.keys is None:
-            return _made(engine, store, rows)
-        keys = [key_of(self._key, store.keys[row]) for row in rows]
+            return _made(engine, store, windows)
+        keys = [key_of(self._key, store.keys[window]) for window in windows]
 
         def make(positions: list[int]) -> list[bytes]:
             """Run the frozen part on what is missing."""
-            missing = rows[positions]
+            missing = windows[positions]
             ends = np.cumsum(engine.n_states(store, missing))
             parts = np.split(_made(engine, store, missing), ends[:-1])
             return [part.astype("<f4").tobytes() for part in parts]
@@ -89,11 +89,11 @@ class FrozenMemory:
 
 
 class FrozenStates:
-    """States of the texts of one store, each computed when it is first asked for.
+    """States of the windows of one store, each computed when it is first asked for.
 
-    They are kept in float32: of each text in a batch four bytes times the width for each of its tokens, or where the
-    whole encoder is frozen for each text. If those of all texts are more than 1 GiB, they are looked up in the memory
-    at each use; without one they are computed anew.
+    They are kept in float32: of each window in a batch four bytes times the width for each of its tokens, or where the
+    whole encoder is frozen for each window. If those of all are more than 1 GiB, they are looked up in the memory at
+    each use; without one they are computed anew.
 
     Parameters
     ----------
@@ -104,40 +104,40 @@ class FrozenStates:
     memory : FrozenMemory or None
         Where states are looked up before they are computed.
     is_reused : bool
-        Whether the same text will be asked for again.
+        Whether the same window will be asked for again.
     """
 
     def __init__(self, engine: Engine, store: TokenStore, *, memory: FrozenMemory | None, is_reused: bool) -> None:
         self._engine = engine
         self._store = store
         self._memory = memory
-        self._starts = np.concatenate([[0], np.cumsum(engine.n_states(store, np.arange(len(store))))])
+        self._starts = np.concatenate([[0], np.cumsum(engine.n_states(store, np.arange(store.n_windows)))])
         shape = (int(self._starts[-1]), engine.width)
         self._kept: npt.NDArray[np.float32] | None = None
         if is_reused and 4 * shape[0] * shape[1] <= MAX_KEPT_BYTES:
             self._kept = np.empty(shape, dtype=np.float32)
-            self._is_kept = np.zeros(len(store), dtype=bool)
+            self._is_kept = np.zeros(store.n_windows, dtype=bool)
 
-    def of(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Return the states of some texts, one after the other, on the device."""
+    def of(self, windows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return the states of some windows, one after the other, on the device."""
         if self._kept is None:
-            return to_device(self._looked_up(rows), self._engine.device)
-        self.keep(rows)
-        return to_device(self._kept[places_of(self._starts, rows)], self._engine.device)
+            return to_device(self._looked_up(windows), self._engine.device)
+        self.keep(windows)
+        return to_device(self._kept[places_of(self._starts, windows)], self._engine.device)
 
-    def keep(self, rows: npt.NDArray[np.int64]) -> None:
-        """Compute the states of some texts if they are to be kept and are not yet."""
+    def keep(self, windows: npt.NDArray[np.int64]) -> None:
+        """Compute the states of some windows if they are to be kept and are not yet."""
         if self._kept is None:
             return
-        missing = rows[~self._is_kept[rows]]
+        missing = windows[~self._is_kept[windows]]
         if len(missing):
             self._kept[places_of(self._starts, missing)] = self._looked_up(missing)
             self._is_kept[missing] = True
 
-    def _looked_up(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def _looked_up(self, windows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         if self._memory is None:
-            return _made(self._engine, self._store, rows)
-        return self._memory.states(self._engine, self._store, rows)
+            return _made(self._engine, self._store, windows)
+        return self._memory.states(self._engine, self._store, windows)
 
 
 def _sum_of_bits(weight: torch.Tensor) -> int:
@@ -150,7 +150,7 @@ def _is_irrelevant(name: str) -> bool:
     return "label" in name or "dropout" in name or name in {"problem_type", "_name_or_path"}
 
 
-def _made(engine: Engine, store: TokenStore, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Return the states of some texts, computed."""
-    states: npt.NDArray[np.float32] = engine.states(store, rows).float().cpu().numpy()
+def _made(engine: Engine, store: TokenStore, windows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Return the states of some windows, computed."""
+    states: npt.NDArray[np.float32] = engine.states(store, windows).float().cpu().numpy()
     return states

@@ -63,7 +63,7 @@ def run_network(
     rows: npt.NDArray[np.int64] | None = None,
     states: FrozenStates | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Run a network, whole or without its output layer, over all texts, or over some.
+    """Run a network, whole or without its output layer, over all texts, or over some: of each the mean of its windows.
 
     Parameters
     ----------
@@ -87,11 +87,12 @@ def run_network(
     ndarray of float32, shape (n_texts, n_outputs)
         Row `i` belongs to text `i`, or to that of `rows[i]`. Each batch leaves the device as soon as it is done.
     """
-    wanted = np.arange(len(store)) if rows is None else rows
+    texts = np.arange(len(store)) if rows is None else rows
+    wanted = store.windows_of(texts)
     outputs = np.empty((len(wanted), n_outputs), dtype=np.float32)
 
     def fill_in(places: npt.NDArray[np.int64]) -> None:
-        """Fill in the outputs of some texts."""
+        """Fill in the outputs of some windows."""
         known = None if states is None else states.of(wanted[places])
         found = engine.logits(store, wanted[places], states=known).float().cpu().numpy()
         if found.shape[1] != n_outputs:
@@ -104,7 +105,7 @@ def run_network(
     forget_casts()
     with torch.inference_mode(), compute.autocast():
         budget.run(store.lengths[wanted], fill_in)
-    return outputs
+    return store.means(outputs, texts)
 
 
 def joined(parts: Iterable[npt.NDArray[np.float32]], *, n_texts: Callable[[], int]) -> npt.NDArray[np.float32]:

@@ -18,9 +18,10 @@ from bertclf._targets import Classes
 
 FORMAT = "bertclf model"
 
-# Counted up when the format changes. A reader takes what was written by a later one if OLDEST_READER of that is not
-# later than itself, and passes over what it doesn't know.
-FORMAT_VERSION, OLDEST_READER = 1, 1
+# Counted up when the format changes. A reader takes what was written by a later one if its `oldest_reader` is not later
+# than itself, and passes over what it doesn't know. The first one truncates all texts that are too long.
+FORMAT_VERSION = 2
+OLDEST_READERS = {"truncate": 1, "head_tail": 2, "chunk": 2}
 
 REQUIRED_FILES = {CONFIG, WEIGHTS, TOKENIZER_CONFIG}
 MOST_BYTES_OF_LABELS = 256 << 20
@@ -73,7 +74,8 @@ FITTED: dict[str, Callable[[Any], bool]] = {
     "thresholds_": lambda value: value is None or _are_probabilities(value),
 }
 
-# What the attributes are in files that were written before there were such.
+# What fields and attributes are in files that were written before there were such.
+FIELDS_BEFORE = {"long_text": "truncate"}
 BEFORE = {"temperature_": 1.0, "thresholds_": None}
 
 
@@ -91,6 +93,8 @@ class Manifest:
         Whether a row holds two texts.
     max_length : int or None
         Longest input in tokens; None for no limit.
+    long_text : str
+        What becomes of longer texts.
     tokenizer_max_length : int or float
         What the tokenizer of the checkpoint took for the longest input: in the folder it says `max_length`.
     pooling : str or None
@@ -113,6 +117,7 @@ class Manifest:
     classes: Classes
     takes_pairs: bool
     max_length: int | None
+    long_text: str
     tokenizer_max_length: int
     pooling: str | None
     column_names: list[str] | None
@@ -134,7 +139,7 @@ class Manifest:
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "oldest_reader": OLDEST_READER,
+            "oldest_reader": OLDEST_READERS[self.long_text],
             "versions": self.versions,
             "parameters": {name: encode(value) for name, value in self.parameters.items()},
             "labels": _encode_labels(self.classes.values),
@@ -142,6 +147,7 @@ class Manifest:
             "pairs": self.takes_pairs,
             "pooling": self.pooling,
             "max_length": self.max_length,
+            "long_text": self.long_text,
             "tokenizer_max_length": self.tokenizer_max_length,
             "n_columns": self.n_columns,
             "column_names": self.column_names,
@@ -167,7 +173,7 @@ class Manifest:
         content = parse_json(stored, file)
         _check_format(content, file)
         with blaming(file):
-            fields = _Fields(content)
+            fields = _Fields(FIELDS_BEFORE | content)
             classes = _read_classes(fields)
             truncation = fields.within("truncation")
             counts = truncation.take("per_class", _lists(lambda pair: _lists(_is_count)(pair) and len(pair) == 2))
@@ -181,6 +187,7 @@ class Manifest:
                 classes=classes,
                 takes_pairs=fields.take("pairs", lambda value: isinstance(value, bool)),
                 max_length=fields.take("max_length", lambda value: value is None or (_is_count(value) and value > 0)),
+                long_text=fields.take("long_text", lambda value: _is_str(value) and value in OLDEST_READERS),
                 tokenizer_max_length=fields.take("tokenizer_max_length", _is_count),
                 pooling=fields.take("pooling", lambda value: value in (None, "cls", "mean", "last")),
                 column_names=fields.take("column_names", lambda value: value is None or _lists(_is_str)(value)),

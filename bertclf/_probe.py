@@ -38,7 +38,7 @@ def head_inputs(
     frozen: int | str,
     compute: Compute,
 ) -> npt.NDArray[np.float32]:
-    """Return what the output layer of a network sees of some texts, without dropout.
+    """Return what the output layer of a network sees of some texts, without dropout: the mean over their windows.
 
     Parameters
     ----------

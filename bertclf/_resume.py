@@ -203,7 +203,10 @@ def key_of_start(network: Network, stores: list[TokenStore]) -> bytes:
     weights = (key_of(name, _bytes_of(weight)) for name, weight in network.state_dict().items())
     tokens = (
         key_of(
-            store.ids.tobytes(), store.offsets.tobytes(), b"" if store.segments is None else store.segments.tobytes()
+            store.ids.tobytes(),
+            store.offsets.tobytes(),
+            b"" if store.segments is None else store.segments.tobytes(),
+            *([] if store.first_window is None else [store.first_window.tobytes()]),
         )
         for store in stores
     )

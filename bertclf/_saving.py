@@ -76,6 +76,7 @@ def save_folder(
     classes: Classes,
     takes_pairs: bool,
     max_length: int | None,
+    long_text: str,
     n_columns: int | None,
     column_names: npt.NDArray[Any] | None,
     truncation: dict[str, Any],
@@ -89,7 +90,7 @@ def save_folder(
         The folder.
     network, tokenizer
         Network and tokenizer, on any device.
-    parameters, classes, takes_pairs, max_length, n_columns, column_names, truncation, fitted
+    parameters, classes, takes_pairs, max_length, long_text, n_columns, column_names, truncation, fitted
         See `Manifest`.
 
     Raises
@@ -113,6 +114,7 @@ def save_folder(
         classes=classes,
         takes_pairs=takes_pairs,
         max_length=max_length,
+        long_text=long_text,
         tokenizer_max_length=int(tokenizer.model_max_length),
         pooling=pooling_of(network),
         n_columns=n_columns,

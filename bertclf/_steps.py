@@ -69,6 +69,14 @@ class LabelledTokens:
     targets: npt.NDArray[np.int64] | npt.NDArray[np.float32]
     weights: npt.NDArray[np.float32]
 
+    def of_windows(
+        self, windows: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64] | npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return targets and weights of some windows: each has an equal share in the weight of its text."""
+        texts = self.tokens.texts_of(windows)
+        n_windows = self.tokens.n_windows_of(texts).astype(np.float32)
+        return self.targets[texts], self.weights[texts] / n_windows.reshape(-1, *[1] * (self.weights.ndim - 1))
+
 
 def make_optimizer(
     weights: dict[str, nn.Parameter], *, rates: dict[str, float], weight_decay: float
@@ -236,13 +244,14 @@ class Descent:
         self.budget = budget
         self.compute = compute
 
-    def step(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+    def step(self, texts: npt.NDArray[np.int64]) -> torch.Tensor:
         """Take a step on one batch of texts; return its loss before the step, on the device."""
+        windows = self.training.tokens.windows_of(texts)
         losses: list[torch.Tensor] = []
 
         def add_part(positions: npt.NDArray[np.int64]) -> None:
-            """Add the share that some of the texts have in the gradient."""
-            loss = self._loss(rows[positions]) * (len(positions) / len(rows))
+            """Add the share that some of the windows have in the gradient."""
+            loss = self._loss(windows[positions]) * (len(positions) / len(texts))
             with self.compute.autocast(enabled=False):
                 self.optimization.add_gradient(loss)
             losses.append(loss.detach())
@@ -254,26 +263,26 @@ class Descent:
 
         forget_casts()
         with self.compute.autocast():  # around all parts, so that each weight is cast once
-            self.budget.run(self.training.tokens.lengths[rows], add_part, start_over=start_over)
+            self.budget.run(self.training.tokens.lengths[windows], add_part, start_over=start_over)
         self.optimization.step()
         return torch.stack(losses).sum()
 
-    def keep_states(self, rows: npt.NDArray[np.int64]) -> None:
+    def keep_states(self, texts: npt.NDArray[np.int64]) -> None:
         """Have what the frozen part makes of a batch computed in the parts that a step would take, for their bits."""
         if self.states is not None:
-            keep = self.states.keep
+            keep, windows = self.states.keep, self.training.tokens.windows_of(texts)
             forget_casts()
             with self.compute.autocast():
-                self.budget.run(self.training.tokens.lengths[rows], lambda positions: keep(rows[positions]))
+                self.budget.run(self.training.tokens.lengths[windows], lambda positions: keep(windows[positions]))
 
-    def _loss(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Return the mean loss of some texts."""
+    def _loss(self, windows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return the mean loss of some windows."""
+        states = None if self.states is None else self.states.of(windows)
+        targets, weights = self.training.of_windows(windows)
         return classification_loss(
-            self.engine.logits(
-                self.training.tokens, rows, states=None if self.states is None else self.states.of(rows)
-            ),
-            to_device(self.training.targets[rows], self.compute.device),
-            to_device(self.training.weights[rows], self.compute.device),
+            self.engine.logits(self.training.tokens, windows, states=states),
+            to_device(targets, self.compute.device),
+            to_device(weights, self.compute.device),
             label_smoothing=self.optimization.label_smoothing,
         )
 

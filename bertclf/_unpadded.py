@@ -71,37 +71,39 @@ class FlatNetwork:
     def logits(
         self,
         store: TokenStore,
-        rows: npt.NDArray[np.int64],
+        windows: npt.NDArray[np.int64],
         layout: Layout,
         *,
         states: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the logits of some texts, from the states that the frozen part gives them if they are known."""
+        """Return the logits of some windows, from the states that the frozen part gives them if they are known."""
         if states is None and self._frozen != 0:
-            states = self.states(store, rows, layout)
+            states = self.states(store, windows, layout)
         if self._frozen == "encoder" and states is not None:
             return self._head.logits(states)
         layout.states = states
-        return self._head.logits(self._pooled(self._encoder, store, rows, layout))
+        return self._head.logits(self._pooled(self._encoder, store, windows, layout))
 
-    def states(self, store: TokenStore, rows: npt.NDArray[np.int64], layout: Layout) -> torch.Tensor:
-        """Return what the frozen part makes of some texts."""
+    def states(self, store: TokenStore, windows: npt.NDArray[np.int64], layout: Layout) -> torch.Tensor:
+        """Return what the frozen part makes of some windows."""
         with apart():
             if self._lower is None:
-                return self._pooled(self._encoder, store, rows, layout)
-            self._hidden(self._lower, store, rows, layout)
+                return self._pooled(self._encoder, store, windows, layout)
+            self._hidden(self._lower, store, windows, layout)
         if layout.states is None:
             raise NotImplementedError("A layer was passed over.")
         return layout.states[: layout.n_tokens]
 
-    def _pooled(self, encoder: Any, store: TokenStore, rows: npt.NDArray[np.int64], layout: Layout) -> torch.Tensor:
-        """Return one vector a text."""
-        hidden = self._hidden(encoder, store, rows, layout)
+    def _pooled(self, encoder: Any, store: TokenStore, windows: npt.NDArray[np.int64], layout: Layout) -> torch.Tensor:
+        """Return one vector a window."""
+        hidden = self._hidden(encoder, store, windows, layout)
         return hidden if self._gives_firsts else _pool(hidden, layout, self._head.pooling)
 
-    def _hidden(self, encoder: Any, store: TokenStore, rows: npt.NDArray[np.int64], layout: Layout) -> torch.Tensor:
+    def _hidden(self, encoder: Any, store: TokenStore, windows: npt.NDArray[np.int64], layout: Layout) -> torch.Tensor:
         """Return one vector a token, or those of the first tokens."""
-        batch = flat_batch(store, rows, first_position=self._first_position, device=layout.device, n_idle=layout.n_idle)
+        batch = flat_batch(
+            store, windows, first_position=self._first_position, device=layout.device, n_idle=layout.n_idle
+        )
         hidden: torch.Tensor = encoder(**batch, layout=layout, use_cache=False).last_hidden_state.squeeze(0)
         return hidden
 

@@ -329,6 +329,7 @@ def test_row_33_a_broken_tokenizer(folder: Path, use: Any) -> None:
         (lambda content: content.update(pairs=1), "its 'pairs' is 1"),
         (lambda content: content.update(max_length=65), "max_length"),
         (lambda content: content.update(max_length=None), "takes no more than 64 tokens"),
+        (lambda content: content.update(long_text="whole"), "its 'long_text' is 'whole'"),
         (lambda content: content.update(pooling="max"), "its 'pooling' is 'max'"),
         (lambda content: content["parameters"].update(precision="int1"), "The 'precision' parameter"),
         (lambda content: content["fitted"].update(history_=[{"epoch": 1}]), "its 'history_' is"),
@@ -336,7 +337,7 @@ def test_row_33_a_broken_tokenizer(folder: Path, use: Any) -> None:
         (lambda content: content["fitted"].update(thresholds_=[0.5, 2.0]), "its 'thresholds_' is"),
         (lambda content: content["fitted"].update(thresholds_=[0.5] * 7), "its 'thresholds_' are not one a label"),
         (lambda content: content["files"].pop("config.json"), "does not list config.json"),
-        (lambda content: content.update(oldest_reader=2, format_version=3), "format 3, which this version of bertclf"),
+        (lambda content: content.update(oldest_reader=3, format_version=4), "format 4, which this version of bertclf"),
         (lambda content: content.update(format="other"), "was not written by save_pretrained"),
     ],
 )
@@ -350,7 +351,7 @@ def test_row_33_a_manifest_that_says_what_cannot_be(
 
 def test_row_33_what_later_versions_add_is_passed_over(folder: Path, clf: BertSequenceClassifier) -> None:
     def change(content: dict[str, Any]) -> None:
-        content.update(format_version=2, new="more")
+        content.update(format_version=3, new="more")
         content["parameters"].update(new_parameter=1)
 
     edit_manifest(folder, change)

@@ -29,12 +29,12 @@ from bertclf import (
     _classifier,
     _collapse,
     _device,
+    _encoding,
     _network,
     _progress,
     _random,
     _resume,
     _steps,
-    _tokens,
     _training,
 )
 from bertclf._embeddings import UsedRows
@@ -149,7 +149,7 @@ def test_row_30_an_interrupted_fit_leaves_everything_as_it_was(
     @functools.wraps(original)
     def interrupt(*arguments: Any, **named: Any) -> Any:
         if next(calls) == call:
-            assert name != "__call__" or lock_for(_tokens.TOKENIZING)._is_owned()
+            assert name != "__call__" or lock_for(_encoding.TOKENIZING)._is_owned()
             raise KeyboardInterrupt
         return original(*arguments, **named)
 

@@ -154,6 +154,7 @@ OUT_OF_RANGE = {
     "freeze": [-1, 1.5, "embeddings", None, True, False],
     "pooling": ["max", None],
     "max_length": [0, 12.5],
+    "long_text": ["split", None],
     "class_weight": ["balance", 3],
     "early_stopping": [1, None],
     "validation_fraction": [0.0, 1.0, None],

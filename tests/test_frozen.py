@@ -77,13 +77,13 @@ def encoded(monkeypatch):
 def tokenized(monkeypatch):
     """How often each row was tokenized."""
     counts = Counter()
-    encode = _tokens._encode
+    encode = _tokens.encode
 
     def counting(rows, *args):
         counts.update(rows)
         return encode(rows, *args)
 
-    monkeypatch.setattr(_tokens, "_encode", counting)
+    monkeypatch.setattr(_tokens, "encode", counting)
     return counts
 
 

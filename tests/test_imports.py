@@ -23,6 +23,8 @@ ROOMS = [
     "_device",
     "_random",
     "_memory",
+    "_cuts",
+    "_encoding",
     "_tokens",
     "_batches",
     "_weights",

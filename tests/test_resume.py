@@ -106,6 +106,12 @@ KINDS = {
     "a drawn head": ({"head_init": "random", "freeze": 1}, TEXTS, LABELS, {}),
     "no clipping": ({"max_grad_norm": None, "label_smoothing": 0.1, "dropout": 0.3}, TEXTS, LABELS, {}),
     "mean": ({"pooling": "mean", "max_length": 5}, TEXTS, LABELS, {}),
+    "windows": (
+        {"long_text": "chunk", "max_length": 4, "freeze": 1, "early_stopping": True},
+        TEXTS * 2,
+        LABELS * 2,
+        {},
+    ),
     "plateau": (
         {"lr_schedule": "reduce_lr_on_plateau", "learning_rate": 1e-4, "epochs": 14},
         ["a"] * 8,

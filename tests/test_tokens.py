@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import POSITIONS, TOKENIZERS
 
-from bertclf import _tokens
+from bertclf import _cuts
 from bertclf._checkpoint import load_checkpoint
 from bertclf._tokens import TokenStore, resolve_max_length, tokenize, truncation_report, warn_if_much_is_cut
 
@@ -329,7 +329,7 @@ def test_truncation_report_holds_plain_python_alone() -> None:
     assert {type(count) for counts in report["per_class"].values() for count in counts.values()} == {int}
 
 
-# The window of characters
+# The excerpt of characters
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -338,14 +338,14 @@ def test_truncation_report_holds_plain_python_alone() -> None:
     texts=st.lists(texts_of_words | texts_of_snippets, min_size=1, max_size=8),
     max_length=st.integers(3, 12),
 )
-def test_a_window_of_any_size_changes_no_token(
+def test_an_excerpt_of_any_size_changes_no_token(
     tokenizers: Callable[[str], Tokenizer], name: str, texts: list[str], max_length: int
 ) -> None:
     tokenizer = tokenizers(name)
     expected = own_output(tokenizer, texts, None, max_length)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_tokens, "MIN_WINDOW", 24)
-        patch.setattr(_tokens, "CHARACTERS_PER_TOKEN", 1)
+        patch.setattr(_cuts, "MIN_EXCERPT", 24)
+        patch.setattr(_cuts, "CHARACTERS_PER_TOKEN", 1)
         store = encode(tokenizer, texts, max_length=max_length)
 
     assert ragged(store.ids, store) == with_filler(tokenizer, expected)
@@ -358,7 +358,7 @@ VERY_LONG = {
     "two spaces": "best  story\n " * 3000,
     "one word in a sea of spaces": " " * 40_000 + "film",
     "words behind a sea of spaces": " " * 40_000 + "a fine film " * 10,
-    "a word across the edge": " " * (_tokens.MIN_WINDOW - 303) + "good " * 60 + "film " * 20,
+    "a word across the edge": " " * (_cuts.MIN_EXCERPT - 303) + "good " * 60 + "film " * 20,
     "a long word behind a space": "a " + "b" * 40_000,
     "a space behind a long word": "b" * 32_767 + " " + "film " * 100,
     "no space": "abcdefghij" * 4000,
@@ -369,14 +369,14 @@ VERY_LONG = {
 
 @pytest.mark.parametrize("text", VERY_LONG.values(), ids=VERY_LONG)
 @pytest.mark.parametrize("name", KINDS)
-def test_the_window_of_a_very_long_text_changes_no_token(
+def test_the_excerpt_of_a_very_long_text_changes_no_token(
     tokenizers: Callable[[str], Tokenizer], name: str, text: str
 ) -> None:
     tokenizer = tokenizers(name)
     texts = ["a film", text, "dull"]
     store = encode(tokenizer, texts, max_length=POSITIONS)
 
-    assert len(text) > _tokens.MIN_WINDOW
+    assert len(text) > _cuts.MIN_EXCERPT
     assert ragged(store.ids, store) == with_filler(tokenizer, own_output(tokenizer, texts, None, POSITIONS))
 
 
@@ -414,13 +414,13 @@ def characters_read(bert: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> list[in
 def test_most_of_a_very_long_text_is_never_read(bert: Tokenizer, characters_read: list[int]) -> None:
     encode(bert, ["film " * 200_000], max_length=POSITIONS)
 
-    assert 0 < sum(characters_read) <= 2 * _tokens.MIN_WINDOW
+    assert 0 < sum(characters_read) <= 2 * _cuts.MIN_EXCERPT
 
 
-def test_no_text_of_a_very_long_pair_is_read_beyond_the_window(bert: Tokenizer, characters_read: list[int]) -> None:
+def test_no_text_of_a_very_long_pair_is_read_beyond_the_excerpt(bert: Tokenizer, characters_read: list[int]) -> None:
     encode(bert, ["film " * 8000], ["plot " * 8000], max_length=512)
 
-    assert 0 < max(characters_read) <= _tokens.MIN_WINDOW
+    assert 0 < max(characters_read) <= _cuts.MIN_EXCERPT
 
 
 @pytest.mark.parametrize("name", KINDS)
