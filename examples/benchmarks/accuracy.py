@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,26 @@ def read_set(folder, files):
         labels = [np.array([row["label"] for row in rows]) for rows in parts]
     texts = [[(row["text"], row["text_pair"]) if "text_pair" in row else row["text"] for row in rows] for rows in parts]
     return Rows(texts[0], labels[0]), Rows(texts[1], labels[1])
+
+
+def some_of(rows, n_rows):
+    """Return so many rows, drawn at random, always the same; all if None."""
+    if n_rows is None or len(rows.texts) <= n_rows:
+        return rows
+    chosen = np.random.default_rng(0).choice(len(rows.texts), n_rows, replace=False)
+    return replace(rows, texts=[rows.texts[row] for row in chosen], labels=rows.labels[chosen])
+
+
+def runs_in(file):
+    """Return the runs that stand in a file of JSON lines, none if there is no file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def append(result, *, file):
+    """Write a run at the end of a file of JSON lines, and show it."""
+    with file.open("a", encoding="utf-8") as stream:
+        print(json.dumps(result), file=stream)
+    print(json.dumps(result), flush=True)
 
 
 def bertclf(train, test, *, model, seed, **settings):
@@ -203,10 +224,12 @@ def setfit(train, test, *, model, seed):
     return encoder.predict_proba(test.joined, as_numpy=True)
 
 
-OURS, TUTORIAL, TRAINER = "bertclf", "tutorial's settings", "Trainer's defaults"
+OURS, CALIBRATED = "bertclf", "bertclf, calibration"
+TUTORIAL, TRAINER = "tutorial's settings", "Trainer's defaults"
 EMBEDDINGS, TFIDF, SETFIT = "embeddings and logistic regression", "TF-IDF and logistic regression", "SetFit"
 WAYS = {
     OURS: bertclf,
+    CALIBRATED: partial(bertclf, calibration="temperature"),
     TUTORIAL: tutorial,
     TRAINER: with_trainer,
     EMBEDDINGS: embeddings,
@@ -290,28 +313,18 @@ def main(argv=None):
     model = arguments.model or minilm_folder()
     ways = [way for way in arguments.ways if way not in NEEDS or is_installed(NEEDS[way], way=way)]
 
-    def done():
-        lines = arguments.runs.read_text(encoding="utf-8").splitlines() if arguments.runs.exists() else []
-        return [json.loads(line) for line in lines]
-
     wanted = {}
     for seed in arguments.seeds:
         for name in arguments.sets:
             train, test = read_set(arguments.data, SETS[name])
-            if arguments.rows is not None and len(train.texts) > arguments.rows:
-                chosen = np.random.default_rng(0).choice(len(train.texts), arguments.rows, replace=False)
-                train = replace(train, texts=[train.texts[row] for row in chosen], labels=train.labels[chosen])
+            train = some_of(train, arguments.rows)
             for way in ways:
                 key = {"set": name, "way": way, "model": Path(model).name, "rows": len(train.texts)}
                 key["seed"] = 0 if way in WITHOUT_CHANCE else seed
                 wanted[name] = {field: key[field] for field in ("set", "model", "rows")}
-                if any(key.items() <= run.items() for run in done()):
-                    continue
-                result = key | run(way, train, test, model=model, seed=seed)
-                with arguments.runs.open("a", encoding="utf-8") as stream:
-                    print(json.dumps(result), file=stream)
-                print(json.dumps(result), flush=True)
-    shown = [run for run in done() if any(kind.items() <= run.items() for kind in wanted.values())]
+                if not any(key.items() <= run.items() for run in runs_in(arguments.runs)):
+                    append(key | run(way, train, test, model=model, seed=seed), file=arguments.runs)
+    shown = [run for run in runs_in(arguments.runs) if any(kind.items() <= run.items() for kind in wanted.values())]
     print(f"{processor()}; {name_of(best_dtype())}; {versions()}.\n\n{table(shown)}")
 
 

@@ -1,0 +1,101 @@
+"""Compare what helps rare labels: weights of classes, tuned thresholds, and neither, by macro F1.
+
+Ways are the defaults, `class_weight="balanced"`, and a tuned threshold: of two classes that of
+`TunedThresholdClassifierCV`, found on a fifth of the training rows before all are fitted, of many labels
+`thresholds="f1"`. More than two classes with one label a text have no threshold. Each run appends one JSON line to
+`--runs`; runs that stand there are not repeated.
+
+    python examples/benchmarks/skewed.py --data FOLDER --runs runs.jsonl
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import transformers
+from accuracy import SETS, append, read_set, runs_in, some_of
+from common import best_dtype, name_of, processor, versions
+from minilm import minilm_folder
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+from sklearn.model_selection import TunedThresholdClassifierCV
+
+from bertclf import BertSequenceClassifier
+
+SKEWED = ("sms_spam", "germeval2018_de", "emotion6", "goemotions_ekman")
+DEFAULTS, BALANCED, TUNED = "defaults", "class_weight balanced", "tuned threshold"
+
+
+def classifier_of(way, train, *, model, seed):
+    """Return the classifier of a way, None if the way is not for such labels."""
+    settings = {
+        DEFAULTS: {},
+        BALANCED: {"class_weight": "balanced"},
+        TUNED: {"thresholds": "f1" if train.are_multilabel else None},
+    }
+    classifier = BertSequenceClassifier(model, random_state=seed, **settings[way])
+    if way != TUNED or train.are_multilabel:
+        return classifier
+    if len(np.unique(train.labels)) > 2:
+        return None
+    return TunedThresholdClassifierCV(classifier, scoring="f1_macro", cv=0.2, random_state=seed)
+
+
+def run(classifier, train, test):
+    """Fit a classifier and return what its predictions score, and the seconds of both."""
+    begun = time.perf_counter()
+    predicted = classifier.fit(train.texts, train.labels).predict(test.texts)
+    seconds = time.perf_counter() - begun
+    recalls = recall_score(test.labels, predicted, average=None, zero_division=0)
+    return {
+        "macro_f1": float(f1_score(test.labels, predicted, average="macro", zero_division=0)),
+        "micro_f1": float(f1_score(test.labels, predicted, average="micro", zero_division=0)),
+        "accuracy": float(accuracy_score(test.labels, predicted)),
+        "lowest_recall": float(recalls.min()),
+        "seconds": seconds,
+    }
+
+
+def table(runs):
+    """Return a Markdown table of means over the seeds, one row for each set and way."""
+    lines = ["| set | training rows | way | runs | macro F1 | micro F1 | lowest recall | seconds |", "|---" * 8 + "|"]
+    groups = {}
+    for found in runs:
+        groups.setdefault((found["set"], found["rows"], found["way"]), []).append(found)
+    for (name, n_rows, way), found in groups.items():
+        means = [statistics.mean(run[key] for run in found) for key in ("macro_f1", "micro_f1", "lowest_recall")]
+        scores = " | ".join(f"{mean:.3f}" for mean in means)
+        seconds = statistics.mean(run["seconds"] for run in found)
+        lines.append(f"| {name} | {n_rows} | {way} | {len(found)} | {scores} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with a folder of JSON lines for each set")
+    parser.add_argument("--runs", type=Path, required=True, help="file of JSON lines, one a run")
+    parser.add_argument("--model", help="name on the Hugging Face Hub, or folder; default: the installed MiniLM")
+    parser.add_argument("--sets", nargs="+", default=SKEWED, choices=SKEWED)
+    parser.add_argument("--ways", nargs="+", default=(DEFAULTS, BALANCED, TUNED), choices=(DEFAULTS, BALANCED, TUNED))
+    parser.add_argument("--seeds", nargs="+", type=int, default=range(3))
+    parser.add_argument("--rows", type=int, help="most training rows, drawn at random, always the same; default: all")
+    arguments = parser.parse_args(argv)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    model = arguments.model or minilm_folder()
+    for seed in arguments.seeds:
+        for name in arguments.sets:
+            train, test = read_set(arguments.data, SETS[name])
+            train = some_of(train, arguments.rows)
+            for way in arguments.ways:
+                classifier = classifier_of(way, train, model=model, seed=seed)
+                key = {"set": name, "way": way, "rows": len(train.texts), "seed": seed}
+                if classifier is not None and not any(key.items() <= run.items() for run in runs_in(arguments.runs)):
+                    append(key | run(classifier, train, test), file=arguments.runs)
+    print(f"{processor()}; {name_of(best_dtype())}; {versions()}.\n\n{table(runs_in(arguments.runs))}")
+
+
+if __name__ == "__main__":
+    main()
