@@ -19,9 +19,10 @@ from bertclf._targets import Classes
 FORMAT = "bertclf model"
 
 # Counted up when the format changes. A reader takes what was written by a later one if its `oldest_reader` is not later
-# than itself, and passes over what it doesn't know. The first one truncates all texts that are too long.
+# than itself, and passes over what it doesn't know. The first one truncates all texts that are too long, and a label is
+# a text's where its probability is above 0.5: it must not read what answers otherwise.
 FORMAT_VERSION = 2
-OLDEST_READERS = {"truncate": 1, "head_tail": 2, "chunk": 2}
+LONG_TEXT = {"truncate", "head_tail", "chunk"}
 
 REQUIRED_FILES = {CONFIG, WEIGHTS, TOKENIZER_CONFIG}
 MOST_BYTES_OF_LABELS = 256 << 20
@@ -139,7 +140,7 @@ class Manifest:
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "oldest_reader": OLDEST_READERS[self.long_text],
+            "oldest_reader": self._oldest_reader(),
             "versions": self.versions,
             "parameters": {name: encode(value) for name, value in self.parameters.items()},
             "labels": _encode_labels(self.classes.values),
@@ -160,6 +161,10 @@ class Manifest:
             "files": {name: {"size": size, "sha256": sha256} for name, (size, sha256) in self.files.items()},
         }
         return json.dumps(content | {"sha256": _hash_of(content)}, indent=1).encode("ascii") + b"\n"
+
+    def _oldest_reader(self) -> int:
+        """Return the first version of the format that gives the same answers."""
+        return 1 if self.long_text == "truncate" and self.fitted["thresholds_"] is None else 2
 
     @classmethod
     def from_bytes(cls, stored: bytes, file: Path) -> Self:
@@ -187,7 +192,7 @@ class Manifest:
                 classes=classes,
                 takes_pairs=fields.take("pairs", lambda value: isinstance(value, bool)),
                 max_length=fields.take("max_length", lambda value: value is None or (_is_count(value) and value > 0)),
-                long_text=fields.take("long_text", lambda value: _is_str(value) and value in OLDEST_READERS),
+                long_text=fields.take("long_text", lambda value: _is_str(value) and value in LONG_TEXT),
                 tokenizer_max_length=fields.take("tokenizer_max_length", _is_count),
                 pooling=fields.take("pooling", lambda value: value in (None, "cls", "mean", "last")),
                 column_names=fields.take("column_names", lambda value: value is None or _lists(_is_str)(value)),

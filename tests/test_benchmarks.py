@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import accuracy
@@ -16,12 +17,14 @@ import parity
 import peak_memory
 import predict_speed
 import pytest
+import skewed
 import techniques
 import torch
 import train_speed
 import transformers
 from conftest import LABELS, TEXTS
 
+from bertclf import BertSequenceClassifier
 from bertclf._engine import Engine
 
 # What other libraries warn of in their own ways of training is not for us to mend.
@@ -245,10 +248,12 @@ def test_a_rival_that_is_not_installed_is_left_out(
 
 @pytest.fixture
 def sets(tmp_path: Path) -> Path:
-    """A folder with a set of one label a text, one of pairs, and one of many labels, each with training and test."""
+    """A folder with sets of one label a text, of pairs, of two labels, and of many, each with training and test."""
     rows = [{"text": text, "label": label} for text, label in zip(TEXTS, LABELS, strict=True)]
     contents = {
         "trec": rows,
+        "emotion6": [row | {"label": ("joy", "fear", "anger")[number % 3]} for number, row in enumerate(rows)],
+        "sms_spam": rows,
         "rte": [row | {"text_pair": text} for row, text in zip(rows, TEXTS[::-1], strict=True)],
         "goemotions_ekman": [
             {"text": row["text"], "labels": [row["label"]] * (number % 2)} for number, row in enumerate(rows)
@@ -280,6 +285,23 @@ def test_each_way_is_scored_on_each_kind_of_set_once(
     assert all(0 <= row["calibration_error"] <= 1 and math.isfinite(row["log_loss"]) for row in rows)
     first, _ = tables(capsys.readouterr().out)
     assert [row[0].split(",")[0] for row in first] == [name]
+
+
+def test_rare_labels_get_weights_or_thresholds_where_there_are_any(
+    sets: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    quick = partial(BertSequenceClassifier, epochs=3, learning_rate=0.01, precision="float32")
+    monkeypatch.setattr(skewed, "BertSequenceClassifier", quick)
+    names = ["emotion6", "sms_spam", "goemotions_ekman"]
+    options = [f"--data={sets}", f"--runs={sets / 'runs.jsonl'}", f"--model={checkpoint}", "--sets", *names]
+    for _ in range(2):
+        skewed.main([*options, "--seeds", "0"])
+    rows = [json.loads(line) for line in (sets / "runs.jsonl").read_text().splitlines()]
+    tuned = {row["set"] for row in rows if row["way"] == skewed.TUNED}
+    assert (len(rows), tuned) == (8, {"sms_spam", "goemotions_ekman"})
+    assert all(0 <= row["lowest_recall"] <= row["micro_f1"] <= 1 for row in rows if row["set"] != "goemotions_ekman")
+    table, _ = tables(capsys.readouterr().out)
+    assert [row[0] for row in table] == [row["set"] for row in rows]
 
 
 def test_scores_are_those_of_the_predictions():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV
-from tiny import POSITIONS, build
+from tiny import POSITIONS, StandStill, build
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from bertclf import BertSequenceClassifier, _cuts, _encoding, _tokens
@@ -140,25 +140,6 @@ def logits_by_hand(network, windows, *, segments):
         for ids, types in windows
     ]
     return torch.cat([network(**batch, attention_mask=torch.ones_like(batch["input_ids"])).logits for batch in batches])
-
-
-class StandStill:
-    """An optimisation that keeps the gradients and leaves the weights where they are."""
-
-    label_smoothing = 0.0
-    add_gradient = staticmethod(torch.autograd.backward)
-
-    def __init__(self, engine):
-        self.weights = engine.named_parameters()
-        self.gradients = {}
-
-    def forget_gradient(self):
-        for weight in self.weights.values():
-            weight.grad = None
-
-    def step(self):
-        self.gradients = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
-        self.forget_gradient()
 
 
 CASES = {

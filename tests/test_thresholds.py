@@ -1,6 +1,7 @@
 """`thresholds="f1"`: of many labels, the probability above which to say yes, as validation texts tell."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -76,6 +77,7 @@ def test_they_are_those_of_calibrated_probabilities(clf):
 
 def test_a_saved_classifier_keeps_them(clf, tmp_path):
     clf.fit(MANY, RARE, **GIVEN).save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "bertclf.json").read_text())["oldest_reader"] == 2
     loaded = BertSequenceClassifier.from_pretrained(tmp_path / "saved")
     assert loaded.thresholds_ == clf.thresholds_
     assert np.array_equal(loaded.predict(MANY), clf.predict(MANY))

@@ -213,7 +213,8 @@ def setfit(train, test, *, model, seed):
     from setfit import Trainer as SetFitTrainer
     from setfit import TrainingArguments as SetFitArguments
 
-    encoder = SetFitModel.from_pretrained(str(model), device="cpu")
+    strategy = "one-vs-rest" if train.are_multilabel else None
+    encoder = SetFitModel.from_pretrained(str(model), device="cpu", multi_target_strategy=strategy)
     rows = Dataset.from_dict({"text": train.joined, "label": train.labels.tolist()})
     with tempfile.TemporaryDirectory() as scratch:
         settings = SetFitArguments(
