@@ -1,10 +1,12 @@
 """From a token store to logits, in the caller's order."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.functional import logsigmoid
 from tqdm.auto import tqdm
 
 from bertclf._budget import TokenBudget
@@ -129,15 +131,19 @@ def joined(parts: Iterable[npt.NDArray[np.float32]], *, n_texts: Callable[[], in
 
 def probabilities(logits: npt.NDArray[np.float32], *, multilabel: bool) -> npt.NDArray[np.float32]:
     """Turn logits, in place, into the softmax of each row, or of many labels the sigmoid of each, and return them."""
-    for start in range(0, len(logits), TEXTS_AT_ONCE):
-        values = torch.from_numpy(logits[start : start + TEXTS_AT_ONCE])
-        values.copy_(torch.sigmoid(values) if multilabel else torch.softmax(values, dim=1))
-    return logits
+    return _turned(logits, torch.sigmoid if multilabel else partial(torch.softmax, dim=1))
 
 
 def log_probabilities(logits: npt.NDArray[np.float32], *, multilabel: bool) -> npt.NDArray[np.float32]:
     """Turn logits, in place, into the logarithms of `probabilities`, without passing through these."""
+    return _turned(logits, logsigmoid if multilabel else partial(torch.log_softmax, dim=1))
+
+
+def _turned(
+    logits: npt.NDArray[np.float32], function: Callable[[torch.Tensor], torch.Tensor]
+) -> npt.NDArray[np.float32]:
+    """Write what a function makes of logits in their place, some texts at a time, and return them."""
     for start in range(0, len(logits), TEXTS_AT_ONCE):
         values = torch.from_numpy(logits[start : start + TEXTS_AT_ONCE])
-        values.copy_(torch.nn.functional.logsigmoid(values) if multilabel else torch.log_softmax(values, dim=1))
+        values.copy_(function(values))
     return logits
