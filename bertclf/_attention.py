@@ -63,7 +63,7 @@ def unpadded_attention(
     unknown = sorted(name for name in others if name not in HARMLESS and others[name] is not None)
     if attention_mask is not None or unknown:
         raise NotImplementedError(f"{type(module).__name__} wants {unknown or 'an attention mask'}.")
-    layout.windows.append(sliding_window)
+    layout.sliding_windows.append(sliding_window)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))

@@ -1,6 +1,7 @@
 """What texts that a network hasn't learnt from tell of its answers: how sure they should be, where yes begins."""
 
 import math
+import warnings
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,8 @@ def best_thresholds(
 ) -> list[float]:
     """Return for each of many labels the threshold with the highest F1, 0.5 where few texts have the label.
 
-    Candidates lie halfway between neighbouring probabilities; among the best, the one nearest to 0.5 is taken.
+    Candidates are 0.5, and what lies halfway between neighbouring probabilities; among the best, the one nearest to 0.5
+    is taken.
 
     Parameters
     ----------
@@ -71,17 +73,31 @@ def best_thresholds(
     weights : ndarray of float32, shape (n_texts, 1)
         Weights of the texts.
     """
-    return [
-        _best_threshold(*label, weights.ravel().astype(np.float64))
-        for label in zip(probabilities.T.astype(np.float64), targets.T > 0, strict=True)
-    ]
+    columns = zip(probabilities.T.astype(np.float64), targets.T > 0, strict=True)
+    return [_best_threshold(column, has_label, weights.ravel().astype(np.float64)) for column, has_label in columns]
+
+
+def warn_about_few_positives(
+    targets: npt.NDArray[np.int64] | npt.NDArray[np.float32], weights: npt.NDArray[np.float32]
+) -> None:
+    """Warn of labels that too few texts have to tell their threshold; arguments as those of `best_thresholds`."""
+    few = np.flatnonzero(((targets > 0) & (weights > 0)).sum(axis=0) < FEWEST_POSITIVES)
+    if len(few):
+        warnings.warn(
+            f"The thresholds of {len(few)} of {targets.shape[1]} labels stay at 0.5, since fewer than "
+            f"{FEWEST_POSITIVES} validation texts have these: columns {', '.join(map(str, few[:10]))}"
+            f"{', ...' if len(few) > 10 else ''} of y. Pass X_val and y_val with more of them, or raise "
+            "validation_fraction.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _best_threshold(
     probabilities: npt.NDArray[np.float64], has_label: npt.NDArray[np.bool_], weights: npt.NDArray[np.float64]
 ) -> float:
     """Return the threshold of one label."""
-    if (has_label & (weights > 0)).sum() < FEWEST_POSITIVES:
+    if (has_label & (weights > 0)).sum() < FEWEST_POSITIVES or not probabilities.any():
         return 0.5
     order = np.argsort(-probabilities, kind="stable")
     sorted_down = probabilities[order]
@@ -89,7 +105,7 @@ def _best_threshold(
     f1 = 2 * hits / (np.cumsum(weights[order]) + hits[-1])
     below = np.append(sorted_down[1:], 0.0)
     is_possible = below < sorted_down  # texts of one probability stay together
-    thresholds = (sorted_down + below) / 2
+    thresholds = np.where((below <= 0.5) & (sorted_down > 0.5), 0.5, (sorted_down + below) / 2)
     best = is_possible & (f1 >= f1[is_possible].max() - 1e-9)
     candidates = thresholds[best]
     return float(candidates[np.abs(candidates - 0.5).argmin()])

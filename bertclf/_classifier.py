@@ -119,10 +119,10 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     freeze : int or "encoder", default=0
         Number of lowest layers that stay fixed, with all that they depend on, the embeddings first of all; or "encoder"
         for all but the head. What is fixed has no dropout and is run once a text and fit: its output is kept, in
-        float32, if that of all texts (4 bytes times the width for each token, with "encoder" for each text) is at most
-        1 GiB, and again as much for validation texts, or if there is a `memory`. Where layers share weights (ALBERT) or
-        are in two stacks (BART) 0 and "encoder" are possible; where attention doesn't go through the interface of
-        transformers (DeBERTa, MPNet) nothing but the output of the whole encoder is kept.
+        float32, if that of all texts (4 bytes times the width for each token, with "encoder" for each text, or window
+        of it) is at most 1 GiB, and again as much for validation texts, or if there is a `memory`. Where layers share
+        weights (ALBERT) or are in two stacks (BART) 0 and "encoder" are possible; where attention doesn't go through
+        the interface of transformers (DeBERTa, MPNet) nothing but the output of the whole encoder is kept.
     pooling : {"auto", "cls", "mean", "last"}, default="auto"
         How the tokens of a text become one vector: the first token, the mean, the last token. "auto" follows the
         checkpoint: its sentence-embedding configuration if it has one, else its architecture (first token for
@@ -135,9 +135,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         keeps. "head_tail" keeps both ends, of what fits a quarter for the beginning, and costs no more. "chunk" cuts
         the text into windows, of which neighbours have at least an eighth of what fits in common, and loses nothing:
         each window is trained on with the label of the text, those of one text together with the weight of one, and
-        the logits of a text are the mean of theirs. It takes as long as reading 8/7 of all tokens, however many these
-        are. Of a pair, "head_tail" cuts as `max_length` says, and "chunk" spreads the longer text over the windows and
-        repeats the shorter one in each, cut to half of what fits. Texts that fit are the same in all three.
+        the logits of a text are the mean of theirs. In windows of a hundred tokens or more, it takes about as long as
+        reading 8/7 of all tokens, however many these are. `training_loss` is then the mean over windows, and
+        `validation_loss` that of the mean logits, which is lower. Of a pair, "head_tail" cuts as `max_length` says, and
+        "chunk" spreads the longer text over the windows and repeats the shorter one in each, cut to half of what fits.
+        Texts that fit are the same in all three.
     class_weight : dict, list of dict, "balanced" or None, default=None
         What each class weighs in the training loss and in the validation loss, on top of the weights of the texts. A
         dict maps labels to weights, 1 where there is none; "balanced" weighs each class by the inverse of its weighted
@@ -168,8 +170,10 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     thresholds : {"f1"} or None, default=None
         Above which probability `predict` gives a text each of many labels, for an indicator matrix as y. "f1" seeks for
         each label the one with the highest F1 on the validation texts, the same as for `calibration`, if at least ten
-        of them have the label. It pays where labels are rare, as F1 asks for a lower threshold there than 0.5.
-        Probabilities stay as they are. None is 0.5. Where a text has one label, wrap the classifier in
+        of them have the label; with fewer it stays at 0.5, and a warning says so. It pays where labels are rare, as F1
+        asks for a lower threshold there than 0.5. What is gained is F1, not the share of texts with all labels right,
+        which `score` is. Scores in `history_`, and what early stopping watches, are those at 0.5. Probabilities stay as
+        they are, and weights of classes have no part in it. None is 0.5. For two classes, wrap the classifier in
         :class:`sklearn.model_selection.TunedThresholdClassifierCV` instead.
     precision : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         Precision of the matrix products; weights stay in float32. "auto" takes bfloat16, on a GPU without it float16,
@@ -178,11 +182,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Device of torch: "cpu", "cuda", "cuda:1", "mps". "auto" takes CUDA, then MPS, then the CPU.
     memory : str, path-like, joblib.Memory or None, default=None
         Folder that keeps token ids, and with `freeze` the output of the fixed layers, by content of the text,
-        tokenizer, length and weights: no fold and no candidate of a search tokenizes or encodes a text that another
-        one has, be it to train on it or to predict. Any number of processes may share it, but on a network drive, where
-        locks may not hold. It is a file that grows, by 5 bytes a token, some 50 a text and what `freeze` says, and
-        holds what can be made again: delete it, and `set_params(memory=None)`, when the search is over. `clear` of a
-        `joblib.Memory` deletes it. None keeps nothing.
+        tokenizer, length, `long_text` and weights: no fold and no candidate of a search tokenizes or encodes a text
+        that another one has, be it to train on it or to predict. Any number of processes may share it, but on a network
+        drive, where locks may not hold. It is a file that grows, by 5 bytes a token, some 60 a text and what `freeze`
+        says, and holds what can be made again: delete it, and `set_params(memory=None)`, when the search is over.
+        `clear` of a `joblib.Memory` deletes it. None keeps nothing.
     checkpoint : str or path-like, default=None
         Folder that keeps the state of one fit after each of its epochs, in one file, written whole or not at all. If
         the fit is killed, `fit` with the same folder, data and parameters goes on after the last epoch that was kept,
@@ -226,7 +230,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     temperature_ : float
         Number by which `calibration` divided the logits: above 1 where the network was surer than right. 1 without it.
     thresholds_ : list of float or None
-        Probability above which a text has each label, in the order of the columns; None if it is 0.5.
+        Probability above which a text has each label, in the order of the columns; None without `thresholds`, where
+        that is 0.5.
     best_loss_ : float or None
         Lowest training loss of an epoch; None with early stopping.
     micro_batch_size_ : int
@@ -670,7 +675,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         The folder is a model folder of Hugging Face. Where `model_` is the sequence-classification class of
         transformers, `transformers.pipeline("text-classification", model=folder)` gives the same labels and
         probabilities; `truncation=True` in its calls cuts texts as `max_length` does, but knows no other `long_text`
-        than "truncate": then it agrees on texts that fit. Where it isn't that class, `bertclf.json` names the
+        than "truncate": then it agrees on texts that fit. Nor does it know `thresholds_`: hold its probabilities
+        against them. Where it isn't that class, `bertclf.json` names the
         pooling, and `transformers.AutoModel.from_pretrained(folder)` loads the encoder; a pipeline would draw a head at
         random there.
 
@@ -1112,7 +1118,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             labels=[str(label) for label in classes.values.tolist()],
             multilabel=classes.are_multilabel,
             pooling=self.pooling,
-            dropout=self.dropout,
+            dropout=None if self.dropout is None else float(self.dropout),
             verbose=bool(self.verbose),
         )
 
@@ -1141,11 +1147,11 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             batch_size=self.batch_size,
             learning_rate=rate,
             lr_schedule="constant" if in_parts else self.lr_schedule,
-            warmup_ratio=0.0 if in_parts else self.warmup_ratio,
-            weight_decay=self.weight_decay,
-            max_grad_norm=self.max_grad_norm,
-            label_smoothing=self.label_smoothing,
-            layer_decay=self.layer_decay,
+            warmup_ratio=0.0 if in_parts else float(self.warmup_ratio),
+            weight_decay=float(self.weight_decay),
+            max_grad_norm=None if self.max_grad_norm is None else float(self.max_grad_norm),
+            label_smoothing=float(self.label_smoothing),
+            layer_decay=float(self.layer_decay),
             freeze=self._frozen,
             probes=self.head_init == "probe" and not goes_on and not in_parts,
             n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,

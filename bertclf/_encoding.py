@@ -1,5 +1,6 @@
 """What a tokenizer makes of texts, and what is kept of it: in one window, or in several."""
 
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,9 @@ from bertclf._cuts import Excerpt, excerpt, is_very_long, n_different, windows_o
 from bertclf._memory import key_of
 from bertclf._process import lock_for
 from bertclf._version import __version__
+
+# Tokens that were cut, tokens that are repeated, windows.
+COUNTS = struct.Struct("<QQI")
 
 # A tokenizer is not thread-safe: each call sets truncation on the shared object.
 TOKENIZING = "tokenizing"
@@ -35,44 +39,39 @@ class Way:
             backend.no_truncation()
             backend.no_padding()
             content = backend.to_str()
-        others = [] if self.long_text == "truncate" else [self.long_text]
-        return key_of(content, self.tokenizer.truncation_side, repr(self.max_length), *versions, *others)
+        return key_of(content, self.tokenizer.truncation_side, repr(self.max_length), self.long_text, *versions)
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """The tokens of one row that are kept, and how many were cut.
+    """The tokens of one row that are kept, how many were cut, and how many stand there more than once.
 
-    Of a row in several windows, all of them are of the same length and stand one after the other.
+    Of a row in several windows, all of them are of the same length and stand one after the other. What stands in each,
+    such as the special tokens, and what neighbours have in common is repeated.
     """
 
     ids: list[int]
     segments: list[int]
     n_cut: int
+    n_repeated: int = 0
     n_windows: int = 1
 
     def to_bytes(self) -> bytes:
         """Return what `from_bytes` reads."""
         segments = bytes(self.segments or [0] * len(self.ids))
-        n_windows = b"" if self.n_windows == 1 else self.n_windows.to_bytes(4, "little")
-        return self.n_cut.to_bytes(8, "little") + np.array(self.ids, dtype="<i4").tobytes() + segments + n_windows
+        counts = COUNTS.pack(self.n_cut, self.n_repeated, self.n_windows)
+        return counts + np.array(self.ids, dtype="<i4").tobytes() + segments
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Encoding":
         """Return what `to_bytes` was called on.
 
-        There are eight bytes for what was cut; of each token four bytes of id, then one of segment; and four for the
-        number of windows if it isn't one.
+        There are the counts, and of each token four bytes of id, then one of segment.
         """
-        n_tokens = (len(content) - 8) // 5
-        ids = np.frombuffer(content, dtype="<i4", count=n_tokens, offset=8)
-        segments, n_windows = content[8 + 4 * n_tokens : 8 + 5 * n_tokens], content[8 + 5 * n_tokens :]
-        return cls(
-            ids.tolist(),
-            list(segments),
-            n_cut=int.from_bytes(content[:8], "little"),
-            n_windows=int.from_bytes(n_windows, "little") or 1,
-        )
+        n_cut, n_repeated, n_windows = COUNTS.unpack_from(content)
+        n_tokens = (len(content) - COUNTS.size) // 5
+        ids = np.frombuffer(content, dtype="<i4", count=n_tokens, offset=COUNTS.size)
+        return cls(ids.tolist(), list(content[COUNTS.size + 4 * n_tokens :]), n_cut, n_repeated, n_windows)
 
 
 def encode(rows: list[tuple[str, ...]], way: Way) -> list[Encoding]:
@@ -103,13 +102,13 @@ def _encode_in_python(rows: list[tuple[str, ...]], way: Way) -> list[Encoding]:
     """Encode with a tokenizer written in Python, which truncates for itself and tells nothing of what it cut."""
     limit = way.max_length
     whole = _call(way.tokenizer, rows)
-    truncates = limit is not None and way.long_text == "truncate"
-    kept = _call(way.tokenizer, rows, truncation=True, max_length=limit) if truncates else whole
+    if limit is not None and way.long_text == "truncate":
+        kept = _call(way.tokenizer, rows, truncation=True, max_length=limit)
+        columns = zip(kept["input_ids"], kept["token_type_ids"], whole["input_ids"], strict=True)
+        return [Encoding(ids, segments, n_cut=len(uncut) - len(ids)) for ids, segments, uncut in columns]
     return [
-        Encoding(ids, segments, len(uncut) - len(ids)) if limit is None or len(ids) <= limit else _rebuilt(row, way)
-        for row, ids, segments, uncut in zip(
-            rows, kept["input_ids"], kept["token_type_ids"], whole["input_ids"], strict=True
-        )
+        Encoding(ids, segments, n_cut=0) if limit is None or len(ids) <= limit else _rebuilt(row, way)
+        for row, ids, segments in zip(rows, whole["input_ids"], whole["token_type_ids"], strict=True)
     ]
 
 
@@ -117,13 +116,14 @@ def _rebuilt(row: tuple[str, ...], way: Way) -> Encoding:
     """Encode the texts of a row alone, and put special tokens around what is kept of them, in each window."""
     tokenizer = way.tokenizer
     texts = [_call(tokenizer, [(text,)], add_special_tokens=False)["input_ids"][0] for text in row]
-    windows = _windows(list(map(len, texts)), n_special=tokenizer.num_special_tokens_to_add(len(row) == 2), way=way)
+    n_special = tokenizer.num_special_tokens_to_add(len(row) == 2)
+    windows = _windows(list(map(len, texts)), n_special=n_special, way=way)
     ids, segments = [], []
     for window in windows:
         parts = [[token for some in slices for token in text[some]] for text, slices in zip(texts, window, strict=True)]
         ids += tokenizer.build_inputs_with_special_tokens(*parts)
         segments += tokenizer.create_token_type_ids_from_sequences(*parts)
-    return Encoding(ids, segments, n_cut=sum(map(len, texts)) - n_different(windows), n_windows=len(windows))
+    return _encoding(ids, segments, windows, n_special=n_special, n_tokens=sum(map(len, texts)))
 
 
 def _encodings(tokenizer: PreTrainedTokenizerBase, rows: list[tuple[str, ...]]) -> list[Any]:
@@ -160,7 +160,21 @@ def _cut(encoding: Any, row: tuple[str, ...], excerpts: tuple[Excerpt, ...] | No
         for read, text, some in zip(texts, row, excerpts or map(Excerpt, row), strict=True)
     ]
     ids, segments = (np.array(values)[kept].tolist() for values in (encoding.ids, encoding.type_ids))
-    return Encoding(ids, segments, n_cut=sum(n_tokens) - n_different(windows), n_windows=len(windows))
+    return _encoding(ids, segments, windows, n_special=len(special), n_tokens=sum(n_tokens))
+
+
+def _encoding(
+    ids: list[int], segments: list[int], windows: list[list[list[slice]]], *, n_special: int, n_tokens: int
+) -> Encoding:
+    """Return the encoding of a row whose texts have so many tokens."""
+    n_kept = n_different(windows)
+    return Encoding(
+        ids,
+        segments,
+        n_cut=n_tokens - n_kept,
+        n_repeated=len(ids) - n_special - n_kept,
+        n_windows=len(windows),
+    )
 
 
 def _positions(
@@ -187,7 +201,9 @@ def _proves_enough(encoding: Any, excerpts: tuple[Excerpt, ...], max_length: int
         if some.seam is not None:
             spans = zip(encoding.offsets, encoding.sequence_ids, strict=True)
             is_before = [begin < some.seam for (begin, _), part_of_token in spans if part_of_token == part]
-            at_ends = [(some.seam, sum(is_before)), (len(some.text) - some.seam, len(is_before) - sum(is_before))]
-            if any(n_characters and n_tokens < 2 * (max_length or 0) for n_characters, n_tokens in at_ends):
+            n_before, n_behind = sum(is_before), len(is_before) - sum(is_before)
+            reads_beginning, reads_end = some.seam > 0, some.seam < len(some.text)
+            enough = 2 * (max_length or 0)
+            if (reads_beginning and n_before < enough) or (reads_end and n_behind < enough):
                 return False
     return True

@@ -246,7 +246,7 @@ class Engine:
         rows = np.arange(2)
         layout = self._layout(trial, rows)
         logits = flat.logits(trial, rows, layout)
-        if not _attended_as_with_a_mask(self._padded.config.get_text_config(), layout.windows):
+        if not _attended_as_with_a_mask(self._padded.config.get_text_config(), layout.sliding_windows):
             raise NotImplementedError(NOT_THROUGH_INTERFACE)
         return flat, logits
 
@@ -269,7 +269,7 @@ class Engine:
         return TokenStore(np.resize(token_ids, 8 + 3).astype(np.int32), np.array([0, 8, 8 + 3]), None)
 
 
-def _attended_as_with_a_mask(config: PretrainedConfig, windows: list[int | None]) -> bool:
+def _attended_as_with_a_mask(config: PretrainedConfig, sliding_windows: list[int | None]) -> bool:
     """Tell whether all layers followed the layout, and knew by themselves how far a token sees.
 
     Some architectures put a sliding window, or blocks, in the attention mask alone, which a flat batch doesn't have.
@@ -277,9 +277,9 @@ def _attended_as_with_a_mask(config: PretrainedConfig, windows: list[int | None]
     kinds = set(getattr(config, "layer_types", None) or [])
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     has_windows = "sliding_attention" in kinds if kinds else bool(window)
-    is_told = any(window is not None for window in windows)
+    is_told = any(window is not None for window in sliding_windows)
     is_known = kinds <= {"full_attention", "sliding_attention"}
-    return len(windows) == config.num_hidden_layers and is_known and (is_told or not has_windows)
+    return len(sliding_windows) == config.num_hidden_layers and is_known and (is_told or not has_windows)
 
 
 def _used_rows(network: Network, token_ids: npt.NDArray[np.integer]) -> UsedRows | None:

@@ -125,7 +125,7 @@ class Layout:
         Output of a lower part of the network, for the upper part to go on from.
     made : dict
         What others make of this layout once for all layers, by what it depends on.
-    windows : list of int or None
+    sliding_windows : list of int or None
         Sliding window of each attention layer that has followed this layout so far, None where it has none.
     keys_and_values : tuple of Tensor, or None
         Keys and values that take the place of those that a layer makes, see `seen_by_firsts`.
@@ -146,7 +146,7 @@ class Layout:
         self.n_idle = n_idle
         self.made: dict[Any, Any] = {}
         self.states: torch.Tensor | None = None
-        self.windows: list[int | None] = []
+        self.sliding_windows: list[int | None] = []
         self.keys_and_values: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def seen_by_firsts(self, keys: torch.Tensor, values: torch.Tensor) -> "Layout":

@@ -158,8 +158,8 @@ def freeze(network: Network, what: int | str) -> None:
         layers = layers_of(network)
         if not len(layers):
             raise ValueError(
-                f"freeze={what!r} is not possible: the layers of this {network.config.model_type} share their weights, "
-                "or stand in more than one list. Pass 'encoder' to train the head alone, or 0 to train all."
+                f"freeze={what!r} is not possible: {_undivided(network)} Pass 'encoder' to train the head alone, or 0 "
+                "to train all."
             )
         if not isinstance(what, int) or what > len(layers):
             raise ValueError(
@@ -173,8 +173,8 @@ def freeze(network: Network, what: int | str) -> None:
 def depths(network: Network) -> dict[str, int]:
     """Return how far below the head each weight is, by name: 0 above all layers, 1 in the highest of them.
 
-    What the lowest layer depends on, the embeddings first of all, is one deeper than that layer. Weights that are fixed
-    and no part of a layer count as 0.
+    What the lowest layer depends on, the embeddings first of all, is one deeper than that layer; what stands between
+    two layers is as deep as the higher one. Weights that are fixed count as 0.
 
     Raises
     ------
@@ -183,14 +183,21 @@ def depths(network: Network) -> dict[str, int]:
     """
     layers = layers_of(network)
     if not len(layers):
-        raise ValueError(
-            f"layer_decay is not possible: the layers of this {network.config.model_type} share their weights, or "
-            "stand in more than one list. Pass 1.0."
-        )
-    of_weight = dict.fromkeys(_weights_below(network, layers[0]), len(layers) + 1)
+        raise ValueError(f"layer_decay is not possible: {_undivided(network)} Pass 1.0.")
+    of_weight: dict[nn.Parameter, int] = {}
     for depth, layer in enumerate(reversed(layers), start=1):
-        of_weight |= dict.fromkeys(layer.parameters(), depth)
+        of_weight |= dict.fromkeys(_weights_below(network, layer), depth)
+    lowest = set(layers[0].parameters())
+    of_weight |= {weight: depth + 1 for weight in _weights_below(network, layers[0]) if weight not in lowest}
     return {name: of_weight.get(weight, 0) for name, weight in network.named_parameters()}
+
+
+def _undivided(network: Network) -> str:
+    """Return in words why the layers of a network can't be treated one by one."""
+    return (
+        f"the layers of this {network.config.model_type} can't be told apart, as where they share their weights, stand "
+        "in two stacks, or aren't called one by one."
+    )
 
 
 def _weights_below(network: Network, layer: nn.Module) -> list[nn.Parameter]:
@@ -208,6 +215,10 @@ def _weights_below(network: Network, layer: nn.Module) -> list[nn.Parameter]:
             network(input_ids=token_ids, attention_mask=torch.ones_like(token_ids))
     finally:
         handle.remove()
+    if not outputs:
+        raise ValueError(
+            f"freeze and layer_decay are not possible: {_undivided(network)} Pass 0 or 'encoder', and 1.0."
+        )
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     if not outputs[0].requires_grad:
         return []

@@ -160,7 +160,7 @@ class FitFile:
         """Raise if the file is that of another fit."""
         differences = []
         for name, value in self._parameters.items():
-            other = told["parameters"].get(name)
+            other = told["parameters"].get(name, "unknown")  # to an earlier version
             if other != value:
                 differences.append(f"{name}={value} here and {other} there")
         others = [name for name, key in self._data.items() if told["data"].get(name) != key]

@@ -92,7 +92,7 @@ def make_optimizer(
         vectors = [weight for weight in alike if weight.ndim <= 1]
         groups.append({"params": matrices, "lr": rate, "weight_decay": weight_decay})
         groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, fused=True)
+    return torch.optim.AdamW(groups, lr=max(rates.values()), fused=True)  # schedules may ask for the common rate
 
 
 def classification_loss(
@@ -129,7 +129,8 @@ class Optimization:
         self.label_smoothing = settings.label_smoothing
         self.max_grad_norm = settings.max_grad_norm
         self.looks_at_loss = settings.lr_schedule in LOSS_SCHEDULES
-        depths = dict.fromkeys(self.weights, 0) if settings.layer_decay == 1 else engine.depths()
+        is_flat = settings.layer_decay == 1 or settings.freeze == "encoder"
+        depths = dict.fromkeys(self.weights, 0) if is_flat else engine.depths()
         rates = {name: settings.learning_rate * settings.layer_decay ** depths[name] for name in self.weights}
         self.optimizer = make_optimizer(self.weights, rates=rates, weight_decay=settings.weight_decay)
         self.shrinkage = 1.0

@@ -403,9 +403,9 @@ def split(labelled: LabelledTexts, *, fraction: float, seed: int) -> tuple[Label
         )
     except ValueError as error:
         raise ValueError(
-            f"early_stopping or calibration can't hold out validation_fraction={fraction} of {len(labelled)} texts: "
-            f"{error} Pass X_val and y_val, change validation_fraction, or set early_stopping=False "
-            "and calibration=None."
+            f"early_stopping, calibration or thresholds can't hold out validation_fraction={fraction} of "
+            f"{len(labelled)} texts: {error} Pass X_val and y_val, change validation_fraction, or set "
+            "early_stopping=False, calibration=None and thresholds=None."
         ) from error
     return labelled.take(np.sort(kept)), labelled.take(np.sort(held_out))
 

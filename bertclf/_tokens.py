@@ -39,6 +39,8 @@ class TokenStore:
         Segment id of each token, None if the network takes none or all are zero.
     cut : dict of int to int
         Number of tokens that were cut, for each text of which some were.
+    n_repeated : int
+        How many of the tokens are copies of others, since they stand in more than one window of a text.
     keys : list of bytes or None
         What stands for each window and the way in which it was made; None if nothing is kept in a memory.
     first_window : ndarray of int64, shape (n_texts + 1,), or None
@@ -50,6 +52,7 @@ class TokenStore:
     offsets: npt.NDArray[np.int64]
     segments: npt.NDArray[np.uint8] | None
     cut: dict[int, int] = field(default_factory=dict)
+    n_repeated: int = 0
     keys: list[bytes] | None = None
     first_window: npt.NDArray[np.int64] | None = None
 
@@ -140,6 +143,7 @@ def tokenize(
     offsets = array("q", [0])
     cut: dict[int, int] = {}
     n_windows: dict[int, int] = {}
+    n_repeated = 0
     way = Way(tokenizer, max_length, long_text)
     # A tokenizer written in Python doesn't tell all that it does, and so can't be recognised.
     remembered = None if memory is None or not tokenizer.is_fast else _Remembered(memory, way)
@@ -147,6 +151,7 @@ def tokenize(
         rows = list(zip(first[part]) if second is None else zip(first[part], second[part], strict=True))
         encodings = encode(rows, way) if remembered is None else remembered.encode(rows)
         for text, encoding in enumerate(encodings, start=part.start):
+            n_repeated += encoding.n_repeated
             if encoding.n_cut:
                 cut[text] = encoding.n_cut
             if encoding.n_windows > 1:
@@ -163,6 +168,7 @@ def tokenize(
         offsets=np.frombuffer(offsets, dtype=np.int64),
         segments=flat_segments if flat_segments.any() else None,
         cut=cut,
+        n_repeated=n_repeated,
         keys=None if remembered is None else remembered.keys,
         first_window=_first_windows(n_windows, n_texts=len(first)) if n_windows else None,
     )
@@ -244,7 +250,7 @@ def truncation_report(cut: dict[int, int], targets: npt.NDArray[Any], classes: n
 def warn_if_much_is_cut(store: TokenStore, *, max_length: int | None, long_text: str = "truncate") -> None:
     """Warn if more than a hundredth of the tokens of the texts of a store were cut, to windows of `max_length`."""
     n_cut = sum(store.cut.values())
-    share = n_cut / (n_cut + len(store.ids))
+    share = n_cut / (n_cut + len(store.ids) - store.n_repeated)
     if share > MUCH_CUT:
         other = "" if long_text == "chunk" else ", or pass long_text='chunk', which reads them in windows"
         warnings.warn(

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from bertclf._batches import random_batches
 from bertclf._budget import TokenBudget
-from bertclf._calibration import best_temperature, best_thresholds, cool_down
+from bertclf._calibration import best_temperature, best_thresholds, cool_down, warn_about_few_positives
 from bertclf._collapse import warn_if_collapsed
 from bertclf._device import Compute
 from bertclf._dropout import KeepMasks
@@ -79,7 +79,8 @@ def train(
     training : LabelledTokens
         What to learn from.
     validation : Validation or None
-        What to measure after each epoch; None measures nothing. Early stopping and calibration need it.
+        What to measure after each epoch; None measures nothing. Early stopping, calibration and thresholds need
+        it.
     reader : Engine
         Runs the network in evaluation.
     settings : TrainingSettings
@@ -231,6 +232,7 @@ def _adjusted(trained: Trained, network: Network, watch: _Watch, *, settings: Tr
         logits, trained = logits / np.float32(temperature), replace(trained, temperature=temperature)
     if settings.seeks_thresholds:
         found = best_thresholds(probabilities(logits, multilabel=True), targets, watch.weights)
+        warn_about_few_positives(targets, watch.weights)
         trained = replace(trained, thresholds=found)
     return trained
 

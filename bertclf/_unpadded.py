@@ -4,7 +4,7 @@ The layers of the encoder are called by its own code, which hands on to them, an
 called with beside the tokens: the layout of the batch. Three kinds of layers talk to others through it. The last frozen
 layer leaves its output in `layout.states`, from which the first one that is not frozen goes on; a last layer that
 computes first tokens alone puts the keys and values of all tokens into a copy of it; and attention notes in
-`layout.windows` that it followed it.
+`layout.sliding_windows` that it followed it.
 """
 
 import copy

@@ -563,6 +563,12 @@ def test_nothing_of_a_single_text_is_cut_into_windows(make):
     assert (clf.truncation_["texts"], clf.truncation_["tokens"]) == (0, 0)
 
 
+def test_copies_of_tokens_do_not_dilute_the_share_that_is_cut(make):
+    X = [(words(40), words(400))] * 2
+    with pytest.warns(UserWarning, match="2% of the tokens of X are cut: 20 of 2 texts"):
+        make(max_length=POSITIONS - 1, epochs=1).fit(X, ["fresh", "rotten"])
+
+
 @pytest.mark.parametrize(("long_text", "advises"), [("truncate", True), ("head_tail", True), ("chunk", False)])
 def test_what_is_cut_is_told_with_what_would_help(make, long_text, advises):
     X = [(words(30), words(40))] * 2

@@ -7,11 +7,11 @@ import pytest
 import torch
 import transformers
 from conftest import LABELS, TEXTS, texts_are_cut
-from tiny import CONFIGS, POSITIONS, WIDTH
+from tiny import CONFIGS, LAYERS, POSITIONS, WIDTH, build
 from torch import nn
 
 from bertclf import BertSequenceClassifier
-from bertclf._network import PooledClassifier, depths, length_limit, own_pooling, pool, takes_segments
+from bertclf._network import PooledClassifier, depths, freeze, length_limit, own_pooling, pool, takes_segments
 
 PAIRS = list(zip(TEXTS, TEXTS[::-1], strict=True))
 MIXED = ["", "a", "joy " * 200, "joy </s> [SEP] <pad> joy", *TEXTS]
@@ -289,6 +289,27 @@ def test_what_the_lowest_layer_depends_on_lies_deepest(fitted, architecture):
     assert any("word" in name or "wte" in name or "tok" in name for name in by_depth[3])
     assert not any(".layer.0." in name or ".h.0." in name for depth in (0, 1, 3) for name in by_depth[depth])
     assert len(by_depth[1]) == len(by_depth[2]) >= 10 or architecture == "modernbert"  # whose first layer has no norm
+
+
+def test_what_stands_between_two_layers_is_as_deep_as_the_higher_one(tmp_path):
+    build("deberta-v2", tmp_path, conv_kernel_size=3)
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    found = {depth for name, depth in depths(network).items() if ".conv." in name}
+    assert found == {LAYERS - 1}
+
+
+def test_layers_that_are_not_called_one_by_one_are_told_from_a_bare_error():
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": WIDTH}
+    config = transformers.SqueezeBertConfig(vocab_size=50, embedding_size=WIDTH, **sizes)
+    network = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    with pytest.raises(ValueError, match=r"layers of this squeezebert can't be told apart.*Pass 0 or 'encoder'"):
+        depths(network)
+    with pytest.raises(ValueError, match="layers of this squeezebert can't be told apart"):
+        freeze(network, 1)
+
+
+def test_a_head_that_is_trained_alone_needs_no_layers(checkpoints):
+    BertSequenceClassifier(checkpoints("albert"), freeze="encoder", layer_decay=0.9, epochs=1).fit(TEXTS, LABELS)
 
 
 def test_layers_that_share_weights_have_no_decay(checkpoints):

@@ -101,7 +101,12 @@ KINDS = {
     "bfloat16": ({"precision": "bfloat16", "freeze": 1}, TEXTS, LABELS, {}),
     "float16": ({"precision": "float16"}, TEXTS, LABELS, {}),
     "a temperature": ({"calibration": "temperature"}, TEXTS * 2, LABELS * 2, {}),
-    "thresholds": ({"thresholds": "f1", "calibration": "temperature"}, TEXTS * 9, np.tile(MATRIX, (9, 1)), {}),
+    "thresholds": (
+        {"thresholds": "f1", "calibration": "temperature"},
+        TEXTS,
+        MATRIX,
+        {"X_val": TEXTS * 12, "y_val": np.tile(MATRIX, (12, 1))},
+    ),
     "layer decay": ({"layer_decay": 0.5, "max_grad_norm": 0.1}, TEXTS, LABELS, {}),
     "a drawn head": ({"head_init": "random", "freeze": 1}, TEXTS, LABELS, {}),
     "no clipping": ({"max_grad_norm": None, "label_smoothing": 0.1, "dropout": 0.3}, TEXTS, LABELS, {}),
@@ -132,12 +137,20 @@ def test_where_the_head_begins_with_some_of_the_texts_the_order_of_all_is_the_sa
     assert_same_bits(make(freeze=freeze).fit(TEXTS, LABELS), whole)
 
 
+def test_the_type_of_a_number_does_not_hinder_keeping_it(make):
+    names = ["layer_decay", "learning_rate", "dropout", "weight_decay", "warmup_ratio", "label_smoothing"]
+    settings = dict.fromkeys(names, np.float32(0.25))
+    clf = make(**settings, max_grad_norm=np.float32(1.0)).fit(TEXTS, LABELS)
+    assert_same_bits(clf, make(**dict.fromkeys(settings, 0.25), max_grad_norm=1.0, checkpoint=None).fit(TEXTS, LABELS))
+
+
 @texts_are_cut
 @pytest.mark.parametrize(("parameters", "texts", "labels", "more"), KINDS.values(), ids=KINDS)
 def test_a_fit_that_is_stopped_twice_ends_with_the_bits_of_one_that_is_not(make, stop, parameters, texts, labels, more):
     whole = make(**parameters, checkpoint=None)
     per_epoch = stop(None)
     whole.fit(texts, labels, **more)
+    assert "thresholds" not in parameters or set(whole.thresholds_) != {0.5}
     per_epoch = per_epoch["steps"] // whole.n_iter_
     clf = make(**parameters)
 

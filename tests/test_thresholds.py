@@ -42,10 +42,20 @@ def test_no_other_threshold_has_a_higher_f1(rows):
     assert f1(found) >= max(f1(threshold) for threshold in np.arange(0, 17) / 16) - 1e-6
 
 
-def test_among_equal_thresholds_the_one_nearest_to_a_half_is_taken():
-    probabilities = np.repeat([0.9, 0.8, 0.1], 10).astype(np.float32)[:, None]
+@pytest.mark.parametrize(
+    ("probabilities", "best"),
+    [([0.9, 0.8, 0.1], 0.5), ([0.9, 0.8, 0.6], 0.7), ([0.4, 0.3, 0.1], 0.2), ([0.0, 0.0, 0.0], 0.5)],
+)
+def test_among_equal_thresholds_a_half_is_taken_or_the_middle_of_the_gap(probabilities, best):
+    repeated = np.repeat(probabilities, 10).astype(np.float32)[:, None]
     targets = np.repeat([1.0, 1.0, 0.0], 10).astype(np.float32)[:, None]
-    assert best_thresholds(probabilities, targets, np.ones_like(targets)) == pytest.approx([0.45])
+    assert best_thresholds(repeated, targets, np.ones_like(targets)) == pytest.approx([best])
+
+
+def test_labels_that_too_few_held_out_texts_have_are_named(clf):
+    with pytest.warns(UserWarning, match=r"thresholds of 2 of 2 labels stay at 0\.5.* columns 0, 1 of y\. Pass X_val"):
+        clf.fit(TEXTS, np.eye(2, dtype=int)[np.arange(len(TEXTS)) % 2])
+    assert clf.thresholds_ == [0.5, 0.5]
 
 
 def test_predictions_follow_the_thresholds_and_probabilities_stay(clf):

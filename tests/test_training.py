@@ -157,6 +157,12 @@ def test_the_rate_falls_on_a_plateau_of_the_validation_loss(loaded, rates, monke
     assert rates[12] == pytest.approx(1e-4)
 
 
+def test_schedules_that_ask_for_the_common_rate_get_the_largest(loaded):
+    weights = dict(loaded.network.named_parameters())
+    rates = {name: 1e-5 if "embeddings" in name else 2e-5 for name in weights}
+    assert make_optimizer(weights, rates=rates, weight_decay=0.1).defaults["lr"] == 2e-5
+
+
 def test_decay_spares_biases_and_norms(loaded):
     weights = dict(loaded.network.named_parameters())
     decayed, spared = make_optimizer(weights, rates=dict.fromkeys(weights, 1e-3), weight_decay=0.1).param_groups
