@@ -46,6 +46,7 @@ from bertclf._version import __version__
 if TYPE_CHECKING:
     from bertclf._checkpoint import Checkpoint
     from bertclf._device import Compute
+    from bertclf._encoding import Way
     from bertclf._engine import Engine
     from bertclf._frozen import FrozenPart
     from bertclf._memory import TextMemory
@@ -835,19 +836,13 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         compute_without_lost_threads()
         with seeded(seed, compute.device), with_gradients():
             memory = open_memory(self.memory)
-            checkpoint, training, state = self._prepared(
+            training, way, state = self._prepared(
                 labelled, classes=classes, goes_on=goes_on, compute=compute, memory=memory
             )
-            network, engine, part = checkpoint.network, state["_engine"], state["_frozen_part"]
+            network, engine, part = state["model_"], state["_engine"], state["_frozen_part"]
             validation = None
             if held_out is not None:
-                tokens = _tokenized(
-                    held_out,
-                    checkpoint,
-                    max_length=state["_max_length"],
-                    long_text=state["_long_text"],
-                    memory=memory,
-                )
+                tokens = _tokenized(held_out, network, way, memory=memory)
                 weights = mean_one(np.ones(len(held_out)) if held_out.weights is None else held_out.weights)
                 weights = weights[:, None] if classes.are_multilabel else weights
                 validation = Validation(tokens, weights, self._scorer(held_out, state))
@@ -910,18 +905,19 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         goes_on: bool,
         compute: "Compute",
         memory: "TextMemory | None",
-    ) -> tuple["Checkpoint", "LabelledTokens", dict[str, Any]]:
+    ) -> tuple["LabelledTokens", "Way", dict[str, Any]]:
         """Load or copy the network, place it on the device, freeze what is to be frozen, and tokenize the texts.
 
         Returns
         -------
-        checkpoint : Checkpoint
-            Network and tokenizer.
         training : LabelledTokens
             The texts.
+        way : Way
+            How they, and others, become tokens.
         state : dict
             The attributes that predicting needs.
         """
+        from bertclf._encoding import Way
         from bertclf._engine import Engine
         from bertclf._frozen import FrozenPart
         from bertclf._network import freeze
@@ -933,32 +929,33 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         freeze(network, frozen)
         pairs = labelled.texts.are_pairs
         max_length = resolve_max_length(self.max_length, checkpoint.length_limit, checkpoint.tokenizer, pairs=pairs)
-        long_text = str(self.long_text)
-        training = _tokenized(labelled, checkpoint, max_length=max_length, long_text=long_text, memory=memory)
+        way = Way(checkpoint.tokenizer, max_length, str(self.long_text))
+        training = _tokenized(labelled, network, way, memory=memory)
         if not goes_on:
-            warn_if_much_is_cut(training.tokens, max_length=max_length, long_text=long_text)
+            warn_if_much_is_cut(training.tokens, way)
         engine = Engine(network, device=compute.device, frozen=frozen)
         remembers = memory is not None and engine.has_states
         state = {
             "classes_": classes.values,
             "model_": network,
-            "tokenizer_": checkpoint.tokenizer,
+            "tokenizer_": way.tokenizer,
             "truncation_": truncation_report(training.tokens.cut, labelled.targets, classes.values),
             "_indicator_dtype": None if classes.indicator_dtype is None else classes.indicator_dtype.str,
             "_takes_pairs": pairs,
-            "_max_length": max_length,
-            "_long_text": long_text,
+            "_max_length": way.max_length,
+            "_long_text": way.long_text,
             "_compute": compute,
             "_engine": engine,
             "_frozen_part": FrozenPart.of(network, frozen=frozen, compute=compute) if remembers else None,
             "n_features_in_": labelled.texts.n_columns,
             "feature_names_in_": labelled.texts.column_names,
         }
-        return checkpoint, training, state
+        return training, way, state
 
     def _logits(self, X: Any) -> npt.NDArray[np.float32]:
         """Return the logits of each text, one column a class."""
         check_is_fitted(self)
+        from bertclf._encoding import Way
         from bertclf._frozen import FrozenMemory, FrozenStates
         from bertclf._inference import joined, predict_logits, prediction_budget
         from bertclf._memory import open_memory
@@ -966,6 +963,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
 
         compute_without_lost_threads()
         engine, memory = self._engine_of_model(), open_memory(self.memory)
+        way = Way(self.tokenizer_, self._max_length, self._long_text)
         budget = prediction_budget(self._compute, verbose=bool(self.verbose))
         part, frozen_memory = self._frozen_part, None
         if memory is not None and engine.has_states and part is not None and part.is_in(self.model_):
@@ -974,14 +972,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         def logits_of(texts: Texts) -> npt.NDArray[np.float32]:
             """Return the logits of some of the texts."""
             self._check_columns(X, texts)
-            tokens = _tokens_of(
-                texts,
-                self.model_,
-                self.tokenizer_,
-                max_length=self._max_length,
-                long_text=self._long_text,
-                memory=memory,
-            )
+            tokens = _tokens_of(texts, self.model_, way, memory=memory)
             states = None
             if frozen_memory is not None:
                 states = FrozenStates(engine, tokens, memory=frozen_memory, is_reused=False)
@@ -1277,50 +1268,22 @@ class _WithKnownLogits(BertSequenceClassifier):
 
 
 def _tokenized(
-    labelled: LabelledTexts,
-    checkpoint: "Checkpoint",
-    *,
-    max_length: int | None,
-    long_text: str,
-    memory: "TextMemory | None",
+    labelled: LabelledTexts, network: "Network", way: "Way", *, memory: "TextMemory | None"
 ) -> "LabelledTokens":
     """Return labelled texts as the network takes them."""
     from bertclf._steps import LabelledTokens
 
-    tokens = _tokens_of(
-        labelled.texts,
-        checkpoint.network,
-        checkpoint.tokenizer,
-        max_length=max_length,
-        long_text=long_text,
-        memory=memory,
-    )
+    tokens = _tokens_of(labelled.texts, network, way, memory=memory)
     return LabelledTokens(tokens, labelled.targets, mean_one(labelled.loss_weights))
 
 
-def _tokens_of(
-    texts: Texts,
-    network: "Network",
-    tokenizer: Any,
-    *,
-    max_length: int | None,
-    long_text: str,
-    memory: "TextMemory | None",
-) -> "TokenStore":
+def _tokens_of(texts: Texts, network: "Network", way: "Way", *, memory: "TextMemory | None") -> "TokenStore":
     """Return the tokens of texts, with segments if the network takes them."""
     from bertclf._network import takes_segments
     from bertclf._tokens import tokenize
 
-    with_segments = takes_segments(network, tokenizer)
-    return tokenize(
-        texts.first,
-        texts.second,
-        tokenizer=tokenizer,
-        max_length=max_length,
-        with_segments=with_segments,
-        long_text=long_text,
-        memory=memory,
-    )
+    with_segments = takes_segments(network, way.tokenizer)
+    return tokenize(texts.first, texts.second, way=way, with_segments=with_segments, memory=memory)
 
 
 def _fitted_attributes(state: dict[str, Any], trained: "Trained", *, n_iter: int) -> dict[str, Any]:

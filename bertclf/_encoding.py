@@ -24,7 +24,17 @@ TOKENIZING = "tokenizing"
 
 @dataclass(frozen=True)
 class Way:
-    """How texts become tokens; the names are those of the arguments of `tokenize`."""
+    """How texts become tokens.
+
+    Attributes
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        Tokenizer of the checkpoint.
+    max_length : int or None
+        Most tokens of a window, special tokens included; None for no limit.
+    long_text : {"truncate", "head_tail", "chunk"}
+        What becomes of texts that are longer, see `BertSequenceClassifier`.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None

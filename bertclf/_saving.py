@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from bertclf._checkpoint import Checkpoint, build_network, needed_weights, problem_type
 from bertclf._device import choose_compute
+from bertclf._encoding import Way
 from bertclf._engine import Engine
 from bertclf._files import ModelFileError, folder_to_read, replace_folder
 from bertclf._folder import (
@@ -337,8 +338,7 @@ def _tried(checkpoint: Checkpoint, manifest: Manifest) -> Engine:
     tokens = tokenize(
         ["a text"],
         ["another"] if pairs else None,
-        tokenizer=tokenizer,
-        max_length=max_length,
+        way=Way(tokenizer, max_length, manifest.long_text),
         with_segments=takes_segments(network, tokenizer),
     )
     compute = choose_compute(device="cpu", precision="float32")

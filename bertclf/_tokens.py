@@ -110,10 +110,8 @@ def tokenize(
     first: list[str],
     second: list[str] | None,
     *,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
+    way: Way,
     with_segments: bool,
-    long_text: str = "truncate",
     memory: TextMemory | None = None,
 ) -> TokenStore:
     """Encode texts, or pairs of texts, with their special tokens.
@@ -122,14 +120,10 @@ def tokenize(
     ----------
     first, second : list of str
         The texts; `second` is None for single texts.
-    tokenizer : PreTrainedTokenizerBase
-        Tokenizer of the checkpoint.
-    max_length : int or None
-        Most tokens of a window, special tokens included; None for no limit.
+    way : Way
+        How: the tokenizer, the length of a window, and what becomes of texts that are longer.
     with_segments : bool
         Whether to keep the segment ids.
-    long_text : {"truncate", "head_tail", "chunk"}, default="truncate"
-        What becomes of texts that are longer, see `BertSequenceClassifier`.
     memory : TextMemory or None, default=None
         Where tokens are looked up before they are made, and kept; None makes them all.
 
@@ -138,13 +132,13 @@ def tokenize(
     TokenStore
         Ids take two bytes a token where the vocabulary allows it, else four.
     """
+    tokenizer = way.tokenizer
     ids = array("H" if len(tokenizer) <= 1 << 16 else "i")
     segments = array("B")
     offsets = array("q", [0])
     cut: dict[int, int] = {}
     n_windows: dict[int, int] = {}
     n_repeated = 0
-    way = Way(tokenizer, max_length, long_text)
     # A tokenizer written in Python doesn't tell all that it does, and so can't be recognised.
     remembered = None if memory is None or not tokenizer.is_fast else _Remembered(memory, way)
     for part in _parts(first, second):
@@ -247,15 +241,15 @@ def truncation_report(cut: dict[int, int], targets: npt.NDArray[Any], classes: n
     return {"texts": len(cut), "tokens": int(tokens.sum()), "per_class": per_class}
 
 
-def warn_if_much_is_cut(store: TokenStore, *, max_length: int | None, long_text: str = "truncate") -> None:
-    """Warn if more than a hundredth of the tokens of the texts of a store were cut, to windows of `max_length`."""
+def warn_if_much_is_cut(store: TokenStore, way: Way) -> None:
+    """Warn if more than a hundredth of the tokens of texts were cut, which became a store in this way."""
     n_cut = sum(store.cut.values())
     share = n_cut / (n_cut + len(store.ids) - store.n_repeated)
     if share > MUCH_CUT:
-        other = "" if long_text == "chunk" else ", or pass long_text='chunk', which reads them in windows"
+        other = "" if way.long_text == "chunk" else ", or pass long_text='chunk', which reads them in windows"
         warnings.warn(
             f"{share:.0%} of the tokens of X are cut: {n_cut:,} of {len(store.cut):,} texts that are "
-            f"longer than {max_length} tokens. Raise max_length if the checkpoint takes more, take one for longer "
+            f"longer than {way.max_length} tokens. Raise max_length if the checkpoint takes more, take one for longer "
             f"texts{other}; truncation_ tells what each class loses.",
             UserWarning,
             stacklevel=2,

@@ -16,6 +16,7 @@ from bertclf._attention import attend
 from bertclf._budget import TokenBudget
 from bertclf._checkpoint import load_checkpoint
 from bertclf._device import Compute
+from bertclf._encoding import Way
 from bertclf._engine import Engine
 from bertclf._groups import Pattern, in_groups
 from bertclf._kernels import _with_jagged, _with_varlen, choose
@@ -287,7 +288,7 @@ def trained_parts(checkpoints):
                 dropout=dropout,
                 verbose=False,
             )
-        store = tokenize(TEXTS, None, tokenizer=loaded.tokenizer, max_length=64, with_segments=False)
+        store = tokenize(TEXTS, None, way=Way(loaded.tokenizer, 64, "truncate"), with_segments=False)
         targets = np.array([label == "rotten" for label in LABELS], dtype=np.int64)
         return loaded.network, LabelledTokens(store, targets, np.ones(len(TEXTS), np.float32))
 

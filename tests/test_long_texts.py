@@ -25,6 +25,7 @@ from bertclf._budget import TokenBudget
 from bertclf._checkpoint import load_checkpoint
 from bertclf._cuts import overlapping
 from bertclf._device import Compute
+from bertclf._encoding import Way
 from bertclf._engine import Engine
 from bertclf._frozen import FrozenStates
 from bertclf._inference import predict_logits, prediction_budget
@@ -98,10 +99,8 @@ def store_of(checkpoint, first=LONG_TEXTS, second=None, *, long_text="chunk", ma
     return tokenize(
         first,
         second,
-        tokenizer=checkpoint.tokenizer,
-        max_length=max_length,
+        way=Way(checkpoint.tokenizer, max_length, long_text),
         with_segments=takes_segments(checkpoint.network, checkpoint.tokenizer),
-        long_text=long_text,
         memory=memory,
     )
 
@@ -380,7 +379,7 @@ IN_PYTHON = {
 )
 def test_a_tokenizer_written_in_python_does_as_one_of_the_library(long_text, single, n_cut, pairs, n_cut_of_pair):
     tokenizer = transformers.ByT5Tokenizer(model_max_length=POSITIONS)
-    how = {"tokenizer": tokenizer, "max_length": 14, "with_segments": True, "long_text": long_text}
+    how = {"way": Way(tokenizer, 14, long_text), "with_segments": True}
     store = tokenize(["short", LETTERS], None, **how)
     assert ragged(store) == [[tokenizer("short")["input_ids"]], [tokenizer(text)["input_ids"] for text in single]]
     assert store.cut == ({1: n_cut} if n_cut else {})

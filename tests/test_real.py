@@ -10,6 +10,7 @@ from minilm import minilm_folder
 
 from bertclf import BertSequenceClassifier
 from bertclf._dropout import KeepMasks
+from bertclf._encoding import Way
 from bertclf._engine import Engine
 from bertclf._network import PooledClassifier
 from bertclf._tokens import tokenize
@@ -78,7 +79,7 @@ def test_logits_and_gradients_of_training_equal_those_of_the_plain_padded_networ
     expected = {name: weight.grad.clone() for name, weight in network.named_parameters() if weight.grad is not None}
     network.zero_grad()
 
-    store = tokenize(texts, None, tokenizer=clf.tokenizer_, max_length=None, with_segments=True)
+    store = tokenize(texts, None, way=Way(clf.tokenizer_, None, "truncate"), with_segments=True)
     used = np.unique(store.ids)
     engine = Engine(network.eval(), device=torch.device("cpu"), masks=KeepMasks(0), token_ids=used).train()
     assert engine.is_unpadded

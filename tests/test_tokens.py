@@ -16,6 +16,7 @@ from tiny import POSITIONS, TOKENIZERS
 
 from bertclf import _cuts
 from bertclf._checkpoint import load_checkpoint
+from bertclf._encoding import Way
 from bertclf._tokens import TokenStore, resolve_max_length, tokenize, truncation_report, warn_if_much_is_cut
 
 Tokenizer = transformers.PreTrainedTokenizerBase
@@ -95,7 +96,7 @@ def ragged(values: np.ndarray, store: TokenStore) -> list[list[int]]:
 def encode(
     tokenizer: Tokenizer, first: list[str], second: list[str] | None = None, max_length: int | None = None
 ) -> TokenStore:
-    return tokenize(first, second, tokenizer=tokenizer, max_length=max_length, with_segments=True)
+    return tokenize(first, second, way=Way(tokenizer, max_length, "truncate"), with_segments=True)
 
 
 def with_filler(tokenizer: Tokenizer, rows: list[list[int]]) -> list[list[int]]:
@@ -146,7 +147,7 @@ def test_the_second_text_of_a_pair_is_the_second_segment(bert: Tokenizer) -> Non
 
 
 def test_segments_are_left_out_where_nobody_asks_for_them(bert: Tokenizer) -> None:
-    store = tokenize(["a fine film"], ["dull"], tokenizer=bert, max_length=None, with_segments=False)
+    store = tokenize(["a fine film"], ["dull"], way=Way(bert, None, "truncate"), with_segments=False)
 
     assert store.segments is None
 
@@ -503,10 +504,10 @@ def test_the_shortest_pair_keeps_a_token_of_each_text(tokenizers: Callable[[str]
 
 
 @pytest.mark.parametrize(("n_cut", "is_much"), [(0, False), (1, False), (2, True)])
-def test_more_than_a_hundredth_that_is_cut_is_told(n_cut: int, is_much: bool) -> None:
+def test_more_than_a_hundredth_that_is_cut_is_told(bert, n_cut: int, is_much: bool) -> None:
     store = TokenStore(np.zeros(100, dtype=np.int32), np.array([0, 60, 100]), None, cut={0: n_cut} if n_cut else {})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_if_much_is_cut(store, max_length=60)
+        warn_if_much_is_cut(store, Way(bert, 60, "truncate"))
     assert [str(warning.message)[:30] for warning in caught] == ["2% of the tokens of X are cut:"] * is_much
     assert all("longer than 60 tokens. Raise max_length" in str(warning.message) for warning in caught)

@@ -16,6 +16,7 @@ from bertclf._callbacks import Silence
 from bertclf._checkpoint import load_checkpoint
 from bertclf._classifier import BertSequenceClassifier as Classifier
 from bertclf._device import Compute
+from bertclf._encoding import Way
 from bertclf._engine import Engine
 from bertclf._steps import LabelledTokens, TrainingSettings, classification_loss, make_optimizer
 from bertclf._tasks import Task
@@ -52,7 +53,7 @@ def load(checkpoint):
 
 
 def labelled(loaded, *, weights=None, targets=TARGETS):
-    store = tokenize(TEXTS, None, tokenizer=loaded.tokenizer, max_length=64, with_segments=True)
+    store = tokenize(TEXTS, None, way=Way(loaded.tokenizer, 64, "truncate"), with_segments=True)
     return LabelledTokens(store, targets, np.ones(len(TEXTS), np.float32) if weights is None else weights)
 
 

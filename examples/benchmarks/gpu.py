@@ -43,6 +43,7 @@ from bertclf import BertSequenceClassifier, _kernels
 from bertclf._budget import TokenBudget
 from bertclf._checkpoint import load_checkpoint
 from bertclf._device import Compute, choose_compute
+from bertclf._encoding import Way
 from bertclf._engine import Engine
 from bertclf._groups import Pattern, in_groups
 from bertclf._kernels import _with_jagged, _with_varlen
@@ -175,7 +176,7 @@ def store_of(checkpoint, texts, pairs=None):
     network, tokenizer = checkpoint.network, checkpoint.tokenizer
     segments = getattr(network.config, "type_vocab_size", 0) > 1
     limit = min(tokenizer.model_max_length, 512)
-    return tokenize(texts, pairs, tokenizer=tokenizer, max_length=limit, with_segments=segments)
+    return tokenize(texts, pairs, way=Way(tokenizer, limit, "truncate"), with_segments=segments)
 
 
 def logits_and_gradients(engine, network, store, *, compute):
@@ -554,7 +555,7 @@ def minilm_runs(place):
     texts = ["a fine film", "a dull film", "the worst plot of all, and far too long"] * 4
     model.fit(texts, [0, 1, 1] * 4)
     padded = Engine(model.model_, device=place.device, unpadded=False)
-    store = tokenize(texts, None, tokenizer=model.tokenizer_, max_length=64, with_segments=True)
+    store = tokenize(texts, None, way=Way(model.tokenizer_, 64, "truncate"), with_segments=True)
     with torch.inference_mode():
         expected = padded.logits(store, np.arange(len(texts))).softmax(dim=1).cpu().numpy()
     apart = float(np.abs(model.predict_proba(texts) - expected).max())

@@ -33,6 +33,7 @@ from common import (
 )
 from transformers import AutoTokenizer
 
+from bertclf._encoding import Way
 from bertclf._tokens import tokenize
 
 
@@ -83,7 +84,7 @@ def by_length(arguments):
 def by_rows(arguments):
     """Print time and bytes of tokenization by the number of rows."""
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    encode = partial(tokenize, second=None, tokenizer=tokenizer, max_length=512, with_segments=True)
+    encode = partial(tokenize, second=None, way=Way(tokenizer, 512, "truncate"), with_segments=True)
     texts = random_texts(max(arguments.rows))
     encode(texts[:1000])
 

@@ -39,6 +39,7 @@ from bertclf._budget import TokenBudget
 from bertclf._checkpoint import load_checkpoint
 from bertclf._device import PRECISIONS, Compute
 from bertclf._dropout import KeepMasks
+from bertclf._encoding import Way
 from bertclf._engine import Engine
 from bertclf._network import takes_segments
 from bertclf._steps import Descent, LabelledTokens, Optimization, TrainingSettings
@@ -60,8 +61,7 @@ def tokenized(texts, labels, *, model, max_length):
     tokens = tokenize(
         texts,
         None,
-        tokenizer=tokenizer,
-        max_length=max_length,
+        way=Way(tokenizer, max_length, "truncate"),
         with_segments=takes_segments(network, tokenizer),
         memory=None,
     )

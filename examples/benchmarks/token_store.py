@@ -11,6 +11,7 @@ import argparse
 from common import minilm_folder, peak_bytes, random_texts, resident_bytes
 from transformers import AutoTokenizer
 
+from bertclf._encoding import Way
 from bertclf._tokens import tokenize
 
 WARM_UP_TEXTS = 5_000
@@ -26,7 +27,7 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
 
     def encode(texts):
-        return tokenize(texts, None, tokenizer=tokenizer, max_length=512, with_segments=True)
+        return tokenize(texts, None, way=Way(tokenizer, 512, "truncate"), with_segments=True)
 
     encode(random_texts(WARM_UP_TEXTS))  # the tokenizer's threads keep buffers, which are not the store's
     texts = random_texts(arguments.texts)
