@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import LABELS, TEXTS
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
@@ -10,6 +11,7 @@ from tiny import build
 
 from bertclf import BertSequenceClassifier, _probe, _training
 from bertclf._network import output_layer
+from bertclf._probe import start_head
 
 TOPICS = [("film" in text) + 2 * ("very" in text) for text in TEXTS]
 MATRIX = np.array([["film" in text, "very" in text, True] for text in TEXTS], dtype=int)
@@ -144,3 +146,37 @@ def test_what_is_not_finite_is_told_by_the_first_step(spread_checkpoint, monkeyp
     clf = BertSequenceClassifier(spread_checkpoint, **STILL).fit(TEXTS, LABELS)
     drawn = clone(clf).set_params(head_init="random").fit(TEXTS, LABELS)
     assert np.array_equal(clf.predict_proba(TEXTS), drawn.predict_proba(TEXTS))
+
+
+@pytest.fixture
+def begun():
+    """A function that tells whether the output layer of a network was changed for some texts, given as its inputs."""
+
+    def is_begun(inputs, targets, n_classes):
+        network = torch.nn.Module()
+        network.config = transformers.PretrainedConfig(num_labels=n_classes)
+        network.classifier = torch.nn.Linear(inputs.shape[1], n_classes)
+        drawn = network.classifier.weight.clone()
+        weights = np.ones(len(inputs) if targets.ndim == 1 else (len(inputs), 1), dtype=np.float32)
+        start_head(network, inputs, targets, weights)
+        return not torch.equal(network.classifier.weight, drawn)
+
+    return is_begun
+
+
+@pytest.mark.parametrize("n_classes", [2, 5])
+def test_a_regression_that_holds_for_no_other_text_is_not_added(begun, n_classes):
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(400, 64)).astype(np.float32)
+    noise, signal = generator.integers(n_classes, size=400), inputs[:, :n_classes].argmax(axis=1)
+    assert not begun(inputs, noise, n_classes)
+    assert begun(inputs, signal, n_classes)
+    assert begun(inputs[:200], noise[:200], n_classes)  # too few to tell
+    as_matrix = np.eye(n_classes, dtype=np.float32)
+    assert not begun(inputs, as_matrix[noise], n_classes)
+    assert begun(inputs, as_matrix[signal], n_classes)
+
+
+def test_classes_of_one_text_each_do_not_hinder_it(begun):
+    inputs = np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32)
+    assert begun(inputs, np.arange(400), 400)
