@@ -678,9 +678,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         transformers, `transformers.pipeline("text-classification", model=folder)` gives the same labels and
         probabilities; `truncation=True` in its calls cuts texts as `max_length` does, but knows no other `long_text`
         than "truncate": then it agrees on texts that fit. Nor does it know `thresholds_`: hold its probabilities
-        against them. Where it isn't that class, `bertclf.json` names the
-        pooling, and `transformers.AutoModel.from_pretrained(folder)` loads the encoder; a pipeline would draw a head at
-        random there.
+        against them. Where it isn't that class, `bertclf.json` names the pooling, and
+        `transformers.AutoModel.from_pretrained(folder)` loads the encoder; a pipeline would draw a head at random
+        there.
 
         Parameters
         ----------
