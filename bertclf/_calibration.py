@@ -86,8 +86,8 @@ def warn_about_few_positives(
         warnings.warn(
             f"The thresholds of {len(few)} of {targets.shape[1]} labels stay at 0.5, since fewer than "
             f"{FEWEST_POSITIVES} validation texts have these: columns {', '.join(map(str, few[:10]))}"
-            f"{', ...' if len(few) > 10 else ''} of y. Pass X_val and y_val with more of them, or raise "
-            "validation_fraction.",
+            f"{', ...' if len(few) > 10 else ''} of y. Pass X_val and y_val with more of them, or, "
+            "without these, raise validation_fraction.",
             UserWarning,
             stacklevel=2,
         )

@@ -49,7 +49,9 @@ class Way:
             backend.no_truncation()
             backend.no_padding()
             content = backend.to_str()
-        return key_of(content, self.tokenizer.truncation_side, repr(self.max_length), self.long_text, *versions)
+        return key_of(
+            content, self.tokenizer.truncation_side, repr(self.max_length), self.long_text, COUNTS.format, *versions
+        )
 
 
 @dataclass(frozen=True)

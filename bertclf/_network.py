@@ -174,7 +174,7 @@ def depths(network: Network) -> dict[str, int]:
     """Return how far below the head each weight is, by name: 0 above all layers, 1 in the highest of them.
 
     What the lowest layer depends on, the embeddings first of all, is one deeper than that layer; what stands between
-    two layers is as deep as the higher one. Weights that are fixed count as 0.
+    two layers is as deep as the higher one. Weights that are fixed and no part of a layer count as 0.
 
     Raises
     ------
@@ -186,9 +186,10 @@ def depths(network: Network) -> dict[str, int]:
         raise ValueError(f"layer_decay is not possible: {_undivided(network)} Pass 1.0.")
     of_weight: dict[nn.Parameter, int] = {}
     for depth, layer in enumerate(reversed(layers), start=1):
-        of_weight |= dict.fromkeys(_weights_below(network, layer), depth)
+        below = _weights_below(network, layer)
+        of_weight |= dict.fromkeys([*layer.parameters(), *below], depth)
     lowest = set(layers[0].parameters())
-    of_weight |= {weight: depth + 1 for weight in _weights_below(network, layers[0]) if weight not in lowest}
+    of_weight |= {weight: len(layers) + 1 for weight in below if weight not in lowest}
     return {name: of_weight.get(weight, 0) for name, weight in network.named_parameters()}
 
 

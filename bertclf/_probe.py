@@ -20,7 +20,7 @@ MAX_TEXTS = 8192
 # A start need not be the optimum.
 MAX_ITERATIONS = 100
 
-# Every fifth text tells whether the regression holds for others, if these are so many that chance tells less.
+# A fifth of the texts, drawn at random, tells whether the regression holds for others, if that is enough to tell.
 FOLDS = 5
 FEWEST_HELD_OUT = 50
 
@@ -90,9 +90,9 @@ def start_head(
     It minimises the sum of the losses of the texts and half of the squared 2-norm of what is added, intercepts
     included. A head drawn at random sends gradients into the encoder that have more to do with the draw than with the
     texts, and on few texts it never catches up. What was drawn stays below, tiny beside a regression that tells
-    anything: it lets the encoder begin to learn where the regression finds nothing. Where what the regression finds
-    doesn't hold for other texts, nothing is added: the training would begin with texts learnt by heart. Nor is it where
-    inputs are not finite, of which the first step will tell.
+    anything: it lets the encoder begin to learn where the regression finds nothing. A regression that is further from
+    the labels of other texts than the shares of the classes are, be it wrong or too sure, is not added: the training
+    would begin with texts learnt by heart. Nor is it where inputs are not finite, of which the first step will tell.
 
     Parameters
     ----------
@@ -129,11 +129,12 @@ def _holds_for_others(
     *,
     n_outputs: int,
 ) -> bool:
-    """Tell whether a regression on four fifths of the texts is better on the rest than the shares of the classes are.
+    """Tell whether a regression on four fifths of the texts has a lower loss on the rest than the classes' shares have.
 
-    Of few texts nobody can tell: then it is taken to be. Classes that the four fifths don't have are left out.
+    Of few texts nobody can tell: then it is taken to have. Where a text has one label, those that the four fifths don't
+    have are left out. The draw is always the same, and no other depends on it.
     """
-    is_held_out = np.arange(len(inputs)) % FOLDS == FOLDS - 1
+    is_held_out = np.random.default_rng(0).permutation(len(inputs)) % FOLDS == 0
     is_known = ~is_held_out
     if targets.ndim == 1:
         is_held_out &= np.isin(targets, targets[is_known])
@@ -143,10 +144,10 @@ def _holds_for_others(
     def loss_from(columns: npt.NDArray[np.float32]) -> float:
         """Return the loss of the texts that are held out, where a regression sees these columns."""
         found = _regression(columns[is_known], targets[is_known], weights[is_known], n_outputs=n_outputs)
-        logits, answers, weighed = (
-            torch.from_numpy(values[is_held_out]) for values in (columns @ found.T.astype(np.float32), targets, weights)
-        )
-        return float(classification_loss(logits, answers, weighed, label_smoothing=0.0))
+        given, known, weighed = (torch.from_numpy(values[is_held_out]) for values in (columns, targets, weights))
+        with in_own_precision(given.device):
+            logits = given @ torch.from_numpy(found.T).float()
+        return float(classification_loss(logits, known, weighed, label_smoothing=0.0))
 
     return loss_from(inputs) < loss_from(np.ones_like(inputs[:, :1]))
 

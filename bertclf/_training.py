@@ -133,6 +133,8 @@ def train(
         is_reused = settings.epochs > 1 or settings.calibrates or settings.seeks_thresholds
         known = _frozen_states(reader, validation.labelled, frozen_memory, is_reused=is_reused)
         watch = _Watch(reader, validation, known, compute=compute, verbose=verbose)
+        if settings.seeks_thresholds:
+            warn_about_few_positives(validation.labelled.targets, validation.weights)
     so_far = Progress(
         network, settings=settings, optimization=optimization, budget=budget, masks=masks, compute=compute
     )
@@ -232,7 +234,6 @@ def _adjusted(trained: Trained, network: Network, watch: _Watch, *, settings: Tr
         logits, trained = logits / np.float32(temperature), replace(trained, temperature=temperature)
     if settings.seeks_thresholds:
         found = best_thresholds(probabilities(logits, multilabel=True), targets, watch.weights)
-        warn_about_few_positives(targets, watch.weights)
         trained = replace(trained, thresholds=found)
     return trained
 

@@ -562,10 +562,11 @@ def test_nothing_of_a_single_text_is_cut_into_windows(make):
     assert (clf.truncation_["texts"], clf.truncation_["tokens"]) == (0, 0)
 
 
-def test_copies_of_tokens_do_not_dilute_the_share_that_is_cut(make):
+def test_copies_of_tokens_do_not_dilute_the_share_that_is_cut(make, tmp_path):
     X = [(words(40), words(400))] * 2
-    with pytest.warns(UserWarning, match="2% of the tokens of X are cut: 20 of 2 texts"):
-        make(max_length=POSITIONS - 1, epochs=1).fit(X, ["fresh", "rotten"])
+    for memory in (None, tmp_path, tmp_path):
+        with pytest.warns(UserWarning, match="2% of the tokens of X are cut: 20 of 2 texts"):
+            make(max_length=POSITIONS - 1, epochs=1, memory=memory).fit(X, ["fresh", "rotten"])
 
 
 @pytest.mark.parametrize(("long_text", "advises"), [("truncate", True), ("head_tail", True), ("chunk", False)])

@@ -177,6 +177,19 @@ def test_a_regression_that_holds_for_no_other_text_is_not_added(begun, n_classes
     assert begun(inputs, as_matrix[signal], n_classes)
 
 
+def test_with_classes_in_turn_noise_is_noise(begun):
+    inputs = np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32)
+    assert not begun(inputs, np.arange(400) % 5, 5)
+    assert not begun(inputs * 1e30, np.arange(400) % 5, 5)
+
+
+def test_a_fit_whose_regression_does_not_hold_begins_as_it_was_drawn(spread_checkpoint, monkeypatch):
+    monkeypatch.setattr(_probe, "_holds_for_others", lambda *_, **__: False)
+    clf = BertSequenceClassifier(spread_checkpoint, **STILL).fit(TEXTS, LABELS)
+    drawn = clone(clf).set_params(head_init="random").fit(TEXTS, LABELS)
+    assert np.array_equal(clf.predict_proba(TEXTS), drawn.predict_proba(TEXTS))
+
+
 def test_classes_of_one_text_each_do_not_hinder_it(begun):
     inputs = np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32)
     assert begun(inputs, np.arange(400), 400)
