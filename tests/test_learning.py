@@ -196,7 +196,7 @@ def test_a_scorer_may_pickle_what_it_gets_and_read_all_that_a_fit_leaves(clf):
 
 
 def test_too_few_texts_of_a_class_to_hold_some_out_are_told(clf):
-    message = r"early_stopping or calibration can't hold out validation_fraction=0.1 of 15 texts.*X_val"
+    message = r"early_stopping, calibration or thresholds can't hold out validation_fraction=0.1 of 15 texts.*X_val"
     with pytest.raises(ValueError, match=message):
         clf.set_params(early_stopping=True).fit([*TEXTS, "a film"], [*LABELS, "middling"])
 
