@@ -127,6 +127,23 @@ def append(result, *, file):
     print(json.dumps(result), flush=True)
 
 
+def parsed_for_runs(description, argv, *, sets, ways, seeds):
+    """Return the arguments of a script that keeps its runs in a file, and keep transformers silent of its progress."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with a folder of JSON lines for each set")
+    parser.add_argument("--runs", type=Path, required=True, help="file of JSON lines, one a run")
+    parser.add_argument("--model", help="name on the Hugging Face Hub, or folder; default: the installed MiniLM")
+    parser.add_argument("--sets", nargs="+", default=sets, choices=sets)
+    parser.add_argument("--ways", nargs="+", default=ways, choices=ways)
+    parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
+    parser.add_argument("--rows", type=int, help="most training rows, drawn at random, always the same; default: all")
+    arguments = parser.parse_args(argv)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    arguments.model = arguments.model or minilm_folder()
+    return arguments
+
+
 def bertclf(train, test, *, model, seed, **settings):
     """Fit `BertSequenceClassifier` with its defaults, some of them changed by `settings`."""
     classifier = BertSequenceClassifier(model, random_state=seed, **settings).fit(train.texts, train.labels)
@@ -300,18 +317,8 @@ def table(runs):
 
 def main(argv=None):
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with a folder of JSON lines for each set")
-    parser.add_argument("--runs", type=Path, required=True, help="file of JSON lines, one a run")
-    parser.add_argument("--model", help="name on the Hugging Face Hub, or folder; default: the installed MiniLM")
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=range(5))
-    parser.add_argument("--rows", type=int, help="most training rows, drawn at random, always the same; default: all")
-    arguments = parser.parse_args(argv)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    model = arguments.model or minilm_folder()
+    arguments = parsed_for_runs(__doc__, argv, sets=list(SETS), ways=list(WAYS), seeds=range(5))
+    model = arguments.model
     ways = [way for way in arguments.ways if way not in NEEDS or is_installed(NEEDS[way], way=way)]
 
     wanted = {}

@@ -8,16 +8,13 @@ threshold. Each run appends one JSON line to `--runs`; runs that stand there are
     python examples/benchmarks/skewed.py --data FOLDER --runs runs.jsonl
 """
 
-import argparse
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
-import transformers
-from accuracy import SETS, append, read_set, runs_in, some_of
+from accuracy import SETS, append, parsed_for_runs, read_set, runs_in, some_of
 from common import best_dtype, name_of, processor, versions
-from minilm import minilm_folder
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from sklearn.model_selection import TunedThresholdClassifierCV
 
@@ -74,18 +71,8 @@ def table(runs):
 
 def main(argv=None):
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with a folder of JSON lines for each set")
-    parser.add_argument("--runs", type=Path, required=True, help="file of JSON lines, one a run")
-    parser.add_argument("--model", help="name on the Hugging Face Hub, or folder; default: the installed MiniLM")
-    parser.add_argument("--sets", nargs="+", default=SKEWED, choices=SKEWED)
-    parser.add_argument("--ways", nargs="+", default=(DEFAULTS, BALANCED, TUNED), choices=(DEFAULTS, BALANCED, TUNED))
-    parser.add_argument("--seeds", nargs="+", type=int, default=range(3))
-    parser.add_argument("--rows", type=int, help="most training rows, drawn at random, always the same; default: all")
-    arguments = parser.parse_args(argv)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    model = arguments.model or minilm_folder()
+    arguments = parsed_for_runs(__doc__, argv, sets=SKEWED, ways=(DEFAULTS, BALANCED, TUNED), seeds=range(3))
+    model = arguments.model
     wanted = []
     for seed in arguments.seeds:
         for name in arguments.sets:
