@@ -7,6 +7,7 @@ from pathlib import Path
 
 import accuracy
 import common
+import few_texts
 import gpu
 import grid_search
 import growth
@@ -302,6 +303,24 @@ def test_rare_labels_get_weights_or_thresholds_where_there_are_any(
     assert all(0 <= row["lowest_recall"] <= row["micro_f1"] <= 1 for row in rows if row["set"] != "goemotions_ekman")
     table, _ = tables(capsys.readouterr().out)
     assert [row[0] for row in table] == [row["set"] for row in rows]
+
+
+def test_few_texts_of_each_class_are_drawn_and_more_hold_the_fewer(
+    sets: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    train, _ = accuracy.read_set(sets, accuracy.SETS["emotion6"])
+    fewer, more = (few_texts.drawn(train, n_texts, seed=0) for n_texts in (1, 2))
+    assert sorted(fewer.labels) == ["anger", "fear", "joy"]
+    assert set(fewer.texts) < set(more.texts)
+
+    monkeypatch.setattr(few_texts, "TEXTS_A_CLASS", (1, 2))
+    ways = [accuracy.OURS, accuracy.TFIDF]
+    options = [f"--data={sets}", f"--runs={sets / 'runs.jsonl'}", f"--model={checkpoint}", "--sets", "trec", "emotion6"]
+    for _ in range(2):
+        few_texts.main([*options, "--seeds", "0", "1", "--ways", *ways])
+    assert len((sets / "runs.jsonl").read_text().splitlines()) == 2 * 2 * 2 * len(ways)
+    table, _ = tables(capsys.readouterr().out)
+    assert [row[:2] for row in table] == [["trec", "1"], ["trec", "2"], ["emotion6", "1"], ["emotion6", "2"]]
 
 
 def test_scores_are_those_of_the_predictions():

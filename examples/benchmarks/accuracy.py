@@ -128,7 +128,10 @@ def append(result, *, file):
 
 
 def parsed_for_runs(description, argv, *, sets, ways, seeds):
-    """Return the arguments of a script that keeps its runs in a file, and keep transformers silent of its progress."""
+    """Return the arguments of a script that keeps its runs in a file, and keep transformers silent of its progress.
+
+    Ways whose package isn't installed are left out, with a line that says so.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with a folder of JSON lines for each set")
     parser.add_argument("--runs", type=Path, required=True, help="file of JSON lines, one a run")
@@ -141,6 +144,7 @@ def parsed_for_runs(description, argv, *, sets, ways, seeds):
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     arguments.model = arguments.model or minilm_folder()
+    arguments.ways = [way for way in arguments.ways if way not in NEEDS or is_installed(NEEDS[way], way=way)]
     return arguments
 
 
@@ -291,12 +295,17 @@ def measures(labels, probabilities, classes):
     }
 
 
+def machine():
+    """Return what seconds depend on, and scores a little: processor and precision."""
+    return {"processor": processor(), "precision": name_of(best_dtype())}
+
+
 def run(way, train, test, *, model, seed):
     """Return the scores of one way on one set, and its seconds from texts to probabilities."""
     begun = time.perf_counter()
     probabilities = WAYS[way](train, test, model=model, seed=seed)
     seconds = time.perf_counter() - begun
-    return measures(test.labels, probabilities, np.unique(train.labels)) | {"seconds": seconds}
+    return measures(test.labels, probabilities, np.unique(train.labels)) | {"seconds": seconds} | machine()
 
 
 def table(runs):
@@ -319,14 +328,12 @@ def main(argv=None):
     """Run what is missing and print the table."""
     arguments = parsed_for_runs(__doc__, argv, sets=list(SETS), ways=list(WAYS), seeds=range(5))
     model = arguments.model
-    ways = [way for way in arguments.ways if way not in NEEDS or is_installed(NEEDS[way], way=way)]
-
     wanted = {}
     for seed in arguments.seeds:
         for name in arguments.sets:
             train, test = read_set(arguments.data, SETS[name])
             train = some_of(train, arguments.rows)
-            for way in ways:
+            for way in arguments.ways:
                 key = {"set": name, "way": way, "model": Path(model).name, "rows": len(train.texts)}
                 key["seed"] = 0 if way in WITHOUT_CHANCE else seed
                 wanted[name] = {field: key[field] for field in ("set", "model", "rows")}

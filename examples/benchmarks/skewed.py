@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from accuracy import SETS, append, parsed_for_runs, read_set, runs_in, some_of
+from accuracy import SETS, append, machine, parsed_for_runs, read_set, runs_in, some_of
 from common import best_dtype, name_of, processor, versions
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from sklearn.model_selection import TunedThresholdClassifierCV
@@ -52,7 +52,7 @@ def run(classifier, train, test):
         "accuracy": float(accuracy_score(test.labels, predicted)),
         "lowest_recall": float(recalls.min()),
         "seconds": seconds,
-    }
+    } | machine()
 
 
 def table(runs):
