@@ -1,9 +1,12 @@
 """A start for the head: a regression on what the untouched network makes of the training texts."""
 
+from dataclasses import dataclass, replace
+from typing import Self
+
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize, minimize_scalar
 from torch import nn
 
 from bertclf._device import Compute, in_own_precision
@@ -20,11 +23,14 @@ MAX_TEXTS = 8192
 # A start need not be the optimum.
 MAX_ITERATIONS = 100
 
-# A fifth of the texts, drawn at random, tells whether the regression holds for others, if that is enough to tell: its
-# loss on these must be a hundredth lower than that of the shares of the classes, or the draw would decide.
+# Parts that the texts are dealt into: of each, a regression on the others tells what holds for texts it has not seen.
+# Once so many texts have been looked at, more tell little more; fewer than the fewest tell nothing.
 FOLDS = 5
-FEWEST_HELD_OUT = 50
-LOW_ENOUGH = 0.99
+ENOUGH_UNSEEN = 200
+FEWEST_UNSEEN = 10
+
+# More than a regression that is held back by its penalty needs where all texts of a class are alike.
+STRONGEST = 10.0
 
 
 def rows_to_probe(n_texts: int, *, generator: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -91,10 +97,10 @@ def start_head(
 
     It minimises the sum of the losses of the texts and half of the squared 2-norm of what is added, intercepts
     included. A head drawn at random sends gradients into the encoder that have more to do with the draw than with the
-    texts, and on few texts it never catches up. What was drawn stays below, tiny beside a regression that tells
-    anything: it lets the encoder begin to learn where the regression finds nothing. A regression that is further from
-    the labels of other texts than the shares of the classes are, be it wrong or too sure, is not added: the training
-    would begin with texts learnt by heart. Nor is it where inputs are not finite, of which the first step will tell.
+    texts, and on few texts it never catches up. A regression that knows its texts by heart sends none: so it is added
+    at a strength with which it is no surer of them than one can be of others, see `_strength`. What was drawn stays
+    below: it lets the encoder begin to learn where the regression finds nothing. Nothing is added where inputs are not
+    finite, of which the first step will tell.
 
     Parameters
     ----------
@@ -109,72 +115,120 @@ def start_head(
     ----------
     Kumar et al. (2022), "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution": linear
     probing, then fine-tuning.
+    Ren et al. (2023), "How to Prepare Your Task Head for Finetuning": the better the head fits before the fine-tuning,
+    the less the encoder adapts.
     """
     if not np.isfinite(inputs).all():
         return
     layer = output_layer(network)
-    if layer.bias is not None:
-        inputs = np.concatenate([inputs, np.ones_like(inputs[:, :1])], axis=1)
-    if not _holds_for_others(inputs, targets, weights, n_outputs=layer.out_features):
-        return
-    added = _regression(inputs, targets, weights, n_outputs=layer.out_features)
+    texts = _Texts(inputs, targets, weights, n_outputs=layer.out_features, has_intercept=layer.bias is not None)
+    regression = _regression(texts)
+    added = torch.from_numpy(_at(_strength(regression, texts), regression))
     with torch.no_grad():
-        layer.weight.add_(torch.from_numpy(added[:, : layer.in_features]).to(layer.weight))
+        layer.weight.add_(added[:, : layer.in_features].to(layer.weight))
         if layer.bias is not None:
-            layer.bias.add_(torch.from_numpy(added[:, -1]).to(layer.bias))
+            layer.bias.add_(added[:, -1].to(layer.bias))
 
 
-def _holds_for_others(
-    inputs: npt.NDArray[np.float32],
-    targets: npt.NDArray[np.int64] | npt.NDArray[np.float32],
-    weights: npt.NDArray[np.float32],
-    *,
-    n_outputs: int,
-) -> bool:
-    """Tell whether a regression on four fifths of the texts is closer to the rest than the shares of the classes are.
+@dataclass(frozen=True)
+class _Texts:
+    """What a regression is fitted to: inputs, targets and weights as in `start_head`."""
 
-    Of few texts nobody can tell: then it is taken to be. Where a text has one label, those that the four fifths don't
-    have are left out. The draw is always the same, and no other depends on it.
+    inputs: npt.NDArray[np.float32]
+    targets: npt.NDArray[np.int64] | npt.NDArray[np.float32]
+    weights: npt.NDArray[np.float32]
+    n_outputs: int
+    has_intercept: bool
+
+    def __getitem__(self, rows: npt.NDArray[np.int64]) -> Self:
+        """Return some of the texts."""
+        return replace(self, inputs=self.inputs[rows], targets=self.targets[rows], weights=self.weights[rows])
+
+    @property
+    def columns(self) -> npt.NDArray[np.float32]:
+        """The inputs, and a column of ones behind them if there is an intercept."""
+        ones = np.ones((len(self.inputs), int(self.has_intercept)), dtype=np.float32)
+        return np.concatenate([self.inputs, ones], axis=1)
+
+    def loss(self, strength: float, logits: npt.NDArray[np.float32]) -> float:
+        """Return the loss of logits in two parts, see `_at`, as if the mean of the weights were one."""
+        weights = self.weights / self.weights.mean()
+        given = (torch.from_numpy(values) for values in (_at(strength, logits), self.targets, weights))
+        return float(classification_loss(*given, label_smoothing=0.0))
+
+
+def _at(strength: float, parts: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the coefficients or logits of a regression at a strength: at 0 it tells no text from another.
+
+    Of the two parts the first is what the shares of the classes alone would give, the second what is to be added.
     """
-    is_held_out = np.random.default_rng(0).permutation(len(inputs)) % FOLDS == 0
-    is_known = ~is_held_out
-    if targets.ndim == 1:
-        is_held_out &= np.isin(targets, targets[is_known])
-    if is_held_out.sum() < FEWEST_HELD_OUT:
-        return True
-
-    def loss_from(columns: npt.NDArray[np.float32]) -> float:
-        """Return the loss of the texts that are held out, where a regression sees these columns."""
-        found = _regression(columns[is_known], targets[is_known], weights[is_known], n_outputs=n_outputs)
-        given, known, weighed = (torch.from_numpy(values[is_held_out]) for values in (columns, targets, weights))
-        with in_own_precision(given.device):
-            logits = given @ torch.from_numpy(found.T).float()
-        return float(classification_loss(logits, known, weighed, label_smoothing=0.0))
-
-    return loss_from(inputs) < LOW_ENOUGH * loss_from(np.ones_like(inputs[:, :1]))
+    at_strength: npt.NDArray[np.float32] = parts[0] + np.float32(strength) * parts[1]
+    return at_strength
 
 
-def _regression(
-    inputs: npt.NDArray[np.float32],
-    targets: npt.NDArray[np.int64] | npt.NDArray[np.float32],
-    weights: npt.NDArray[np.float32],
-    *,
-    n_outputs: int,
-) -> npt.NDArray[np.float64]:
-    """Return the coefficients, a row an output."""
-    given, known, weighed = (torch.from_numpy(values) for values in (inputs, targets, weights))
-    n_losses = targets.size
+def _strength(regression: npt.NDArray[np.float32], texts: _Texts) -> float:
+    """Return the strength, from 0 to 1, that makes the loss of a regression on its texts what it would be on others.
+
+    The loss on others is that of regressions on four fifths of the texts on the rest, at the strength at which it is
+    lowest: 0 if they tell nothing of texts they have not seen. It is found on all texts, of many on as many fifths as
+    make 200; if there are hardly any, the strength is 1. The draw of the fifths is always the same, and no other
+    depends on it.
+    """
+    others, found = _unseen(texts)
+    if len(others) < FEWEST_UNSEEN:
+        return 1.0
+    bounds, options = (0.0, STRONGEST), {"xatol": 1e-4}
+    lowest = minimize_scalar(texts[others].loss, args=(found,), bounds=bounds, method="bounded", options=options).fun
+    own = texts.columns @ regression.swapaxes(1, 2)
+    if not texts.loss(0.0, own) > lowest:  # or not finite
+        return 0.0
+    if texts.loss(1.0, own) >= lowest:
+        return 1.0
+    return float(brentq(lambda strength: texts.loss(strength, own) - lowest, 0.0, 1.0, xtol=1e-4))
+
+
+def _unseen(texts: _Texts) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return rows of texts, and the logits, in two parts, of regressions that have not seen them but four fifths.
+
+    Where a text has one label, those whose label the four fifths don't have are left out.
+    """
+    fold = np.random.default_rng(0).permutation(len(texts.inputs)) % FOLDS
+    rows = np.empty(0, dtype=np.int64)
+    logits = np.empty((2, 0, texts.n_outputs), dtype=np.float32)
+    for part in range(FOLDS):
+        known, others = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
+        if texts.targets.ndim == 1:
+            others = others[np.isin(texts.targets[others], texts.targets[known])]
+        if len(others) and len(rows) < ENOUGH_UNSEEN:
+            found = texts[others].columns @ _regression(texts[known]).swapaxes(1, 2)
+            rows, logits = np.concatenate([rows, others]), np.concatenate([logits, found], axis=1)
+    return rows, logits
+
+
+def _regression(texts: _Texts) -> npt.NDArray[np.float32]:
+    """Return the coefficients of a regression, a row an output, in two parts, see `_at`."""
+    columns = texts.columns
+    of_shares = np.zeros((texts.n_outputs, columns.shape[1]), dtype=np.float32)
+    if texts.has_intercept:
+        of_shares[:, -1:] = _minimum(columns[:, -1:], texts)
+    return np.stack([of_shares, _minimum(columns, texts) - of_shares])
+
+
+def _minimum(columns: npt.NDArray[np.float32], texts: _Texts) -> npt.NDArray[np.float32]:
+    """Return the coefficients of these columns with the lowest penalised loss, a row an output."""
+    given, known, weighed = (torch.from_numpy(values) for values in (columns, texts.targets, texts.weights))
+    n_losses = texts.targets.size
 
     def loss_and_gradient(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         """Return the penalised loss and its gradient."""
-        coefficients = torch.from_numpy(flat).float().view(n_outputs, -1).requires_grad_()
+        coefficients = torch.from_numpy(flat).float().view(texts.n_outputs, -1).requires_grad_()
         losses = classification_loss(given @ coefficients.T, known, weighed, label_smoothing=0.0)
         loss = n_losses * losses + coefficients.square().sum() / 2
         (gradient,) = torch.autograd.grad(loss, coefficients)
         return loss.item(), gradient.double().numpy().ravel()
 
-    start = np.zeros(n_outputs * inputs.shape[1])
+    start = np.zeros(texts.n_outputs * columns.shape[1])
     with in_own_precision(given.device):  # the caller may be in autocast
         found = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS})
-    coefficients: npt.NDArray[np.float64] = found.x.reshape(n_outputs, -1)
+    coefficients: npt.NDArray[np.float32] = found.x.reshape(texts.n_outputs, -1).astype(np.float32)
     return coefficients

@@ -1,5 +1,7 @@
 """The head begins with a logistic regression on what the untouched network makes of the texts."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,12 @@ def regression(clf, texts, targets, weights=None):
     return fitted.decision_function(inputs)
 
 
+@pytest.fixture
+def at_full_strength(monkeypatch):
+    """Regressions are not held back, whatever holds for other texts."""
+    monkeypatch.setattr(_probe, "_strength", lambda *_: 1.0)
+
+
 def assert_begins_with(expected, clf, texts, labels, *weights, columns=None):
     """See that the logits of a fit are those of the drawn head and a regression."""
     drawn = clone(clf).set_params(head_init="random").fit(texts, labels, *weights)
@@ -54,6 +62,7 @@ def assert_begins_with(expected, clf, texts, labels, *weights, columns=None):
     assert np.ptp(expected) > 0.1
 
 
+@pytest.mark.usefixtures("at_full_strength")
 @pytest.mark.parametrize("pooling", ["auto", "mean"])
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "mpnet", "modernbert", "albert", "gpt2"])
 def test_a_logistic_regression_on_the_pooled_texts_is_added_to_what_was_drawn(tmp_path, name, pooling):
@@ -62,11 +71,13 @@ def test_a_logistic_regression_on_the_pooled_texts_is_added_to_what_was_drawn(tm
     assert_begins_with(regression(clf, TEXTS, LABELS), clf, TEXTS, LABELS)
 
 
+@pytest.mark.usefixtures("at_full_strength")
 def test_of_several_classes_each_gets_its_row(spread_checkpoint):
     clf = BertSequenceClassifier(spread_checkpoint, **STILL).fit(TEXTS, TOPICS)
     assert_begins_with(regression(clf, TEXTS, TOPICS), clf, TEXTS, TOPICS)
 
 
+@pytest.mark.usefixtures("at_full_strength")
 def test_each_of_many_labels_is_told_from_its_absence_and_one_that_all_have_is_probable(spread_checkpoint):
     clf = BertSequenceClassifier(spread_checkpoint, **STILL).fit(TEXTS, MATRIX)
     regressions = [regression(clf, TEXTS, MATRIX[:, label]) for label in range(2)]
@@ -74,6 +85,7 @@ def test_each_of_many_labels_is_told_from_its_absence_and_one_that_all_have_is_p
     assert (clf.predict_proba(TEXTS)[:, 2] > 0.9).all()
 
 
+@pytest.mark.usefixtures("at_full_strength")
 def test_weights_of_texts_and_classes_count(spread_checkpoint):
     sample_weight = np.arange(1, len(TEXTS) + 1)
     clf = BertSequenceClassifier(spread_checkpoint, class_weight={"fresh": 3.0}, **STILL)
@@ -83,11 +95,13 @@ def test_weights_of_texts_and_classes_count(spread_checkpoint):
     assert_begins_with(expected, clf, TEXTS, LABELS, sample_weight)
 
 
+@pytest.mark.usefixtures("at_full_strength")
 def test_pairs_are_probed_as_pairs(spread_checkpoint):
     clf = BertSequenceClassifier(spread_checkpoint, **STILL).fit(PAIRS, LABELS)
     assert_begins_with(regression(clf, PAIRS, LABELS), clf, PAIRS, LABELS)
 
 
+@pytest.mark.usefixtures("at_full_strength")
 @pytest.mark.parametrize("epochs", [1, 2])
 @pytest.mark.parametrize("freeze", [1, "encoder"])
 def test_frozen_layers_are_run_once_a_text_for_probe_and_training(spread_checkpoint, freeze, epochs, monkeypatch):
@@ -150,46 +164,85 @@ def test_what_is_not_finite_is_told_by_the_first_step(spread_checkpoint, monkeyp
 
 @pytest.fixture
 def begun():
-    """A function that tells whether the output layer of a network was changed for some texts, given as its inputs."""
+    """A function that returns what is added to an output layer drawn at random, for texts given as its inputs."""
 
-    def is_begun(inputs, targets, n_classes):
+    def added(inputs, targets, n_classes):
         network = torch.nn.Module()
         network.config = transformers.PretrainedConfig(num_labels=n_classes)
         network.classifier = torch.nn.Linear(inputs.shape[1], n_classes)
-        drawn = network.classifier.weight.clone()
+        drawn = copy.deepcopy(network.classifier)
         weights = np.ones(len(inputs) if targets.ndim == 1 else (len(inputs), 1), dtype=np.float32)
         start_head(network, inputs, targets, weights)
-        return not torch.equal(network.classifier.weight, drawn)
+        given = torch.from_numpy(inputs)
+        with torch.no_grad():
+            return (network.classifier(given) - drawn(given)).numpy()
 
-    return is_begun
+    return added
 
 
+def told(logits):
+    """Return what logits tell of each text: how they differ from the mean over all texts."""
+    return logits - logits.mean(axis=0)
+
+
+def loss_of(logits, targets):
+    """Return the mean cross-entropy."""
+    return float(torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)))
+
+
+@pytest.mark.parametrize("n_texts", [60, 400])
 @pytest.mark.parametrize("n_classes", [2, 5])
-def test_a_regression_that_holds_for_no_other_text_is_not_added(begun, n_classes):
+def test_where_nothing_holds_for_other_texts_hardly_anything_is_added(begun, n_classes, n_texts):
     generator = np.random.default_rng(0)
-    inputs = generator.normal(size=(400, 64)).astype(np.float32)
-    noise, signal = generator.integers(n_classes, size=400), inputs[:, :n_classes].argmax(axis=1)
-    assert not begun(inputs, noise, n_classes)
-    assert begun(inputs, signal, n_classes)
-    assert begun(inputs[:200], noise[:200], n_classes)  # too few to tell
+    inputs = generator.normal(size=(n_texts, 64)).astype(np.float32)
+    noise, signal = generator.integers(n_classes, size=n_texts), inputs[:, :n_classes].argmax(axis=1)
     as_matrix = np.eye(n_classes, dtype=np.float32)
-    assert not begun(inputs, as_matrix[noise], n_classes)
-    assert begun(inputs, as_matrix[signal], n_classes)
+    for found, real in ((noise, signal), (as_matrix[noise], as_matrix[signal])):
+        noisy, telling = begun(inputs, found, n_classes), begun(inputs, real, n_classes)
+        assert told(noisy).std() < 0.1
+        assert told(telling).std() > 3 * told(noisy).std()
+        shares = np.bincount(noise, minlength=n_classes) / n_texts
+        if found.ndim == 1:
+            expected = np.log(shares) - np.log(shares).mean()
+        else:
+            expected = np.log(shares / (1 - shares))
+        np.testing.assert_allclose(noisy.mean(axis=0), expected, atol=0.3)  # held back a little
+
+
+@pytest.mark.parametrize("n_texts", [100, 2000])
+def test_a_head_begins_no_surer_of_what_it_has_seen_than_it_is_right_about_others(begun, n_texts):
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(2 * n_texts, 200)).astype(np.float32)
+    targets = (inputs[:, :3] + generator.normal(scale=0.5, size=(2 * n_texts, 3))).argmax(axis=1)
+    seen, others = slice(n_texts), slice(n_texts, None)
+    added = begun(inputs[seen], targets[seen], 3)
+    regression = LogisticRegression(fit_intercept=False, max_iter=1000).fit(inputs[seen], targets[seen])
+    whole = regression.decision_function(inputs).astype(np.float32)
+    strengths = np.linspace(0, 1, 101, dtype=np.float32)
+    lowest = min(loss_of(whole[others] * strength, targets[others]) for strength in strengths)
+    assert loss_of(whole[seen], targets[seen]) < lowest - 0.03
+    assert loss_of(added, targets[seen]) == pytest.approx(lowest, abs=0.06)
+    assert np.corrcoef(told(added).ravel(), told(whole[seen]).ravel())[0, 1] > 0.99
+
+
+def test_texts_too_few_to_tell_are_taken_as_they_are(begun):
+    inputs = np.eye(4, dtype=np.float32) * 4
+    targets = np.array([0, 0, 1, 1])
+    expected = LogisticRegression(C=2.0, fit_intercept=False).fit(inputs, targets).decision_function(inputs)
+    added = begun(inputs, targets, 2)
+    np.testing.assert_allclose(added[:, 1] - added[:, 0], expected, atol=0.1)
+    classes_of_one_text = np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32)
+    assert begun(classes_of_one_text, np.arange(400), 400).std() > 0.1
 
 
 def test_with_classes_in_turn_noise_is_noise(begun):
     inputs = np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32)
-    assert not begun(inputs, np.arange(400) % 5, 5)
-    assert not begun(inputs * 1e30, np.arange(400) % 5, 5)
+    assert told(begun(inputs, np.arange(400) % 5, 5)).std() < 0.1
+    assert np.isfinite(begun(inputs * 1e30, np.arange(400) % 5, 5)).all()
 
 
 def test_a_fit_whose_regression_does_not_hold_begins_as_it_was_drawn(spread_checkpoint, monkeypatch):
-    monkeypatch.setattr(_probe, "_holds_for_others", lambda *_, **__: False)
+    monkeypatch.setattr(_probe, "_strength", lambda *_: 0.0)
     clf = BertSequenceClassifier(spread_checkpoint, **STILL).fit(TEXTS, LABELS)
     drawn = clone(clf).set_params(head_init="random").fit(TEXTS, LABELS)
     assert np.array_equal(clf.predict_proba(TEXTS), drawn.predict_proba(TEXTS))
-
-
-def test_classes_of_one_text_each_do_not_hinder_it(begun):
-    inputs = np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32)
-    assert begun(inputs, np.arange(400), 400)
