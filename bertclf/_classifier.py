@@ -113,12 +113,13 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     head_init : {"probe", "random"}, default="probe"
         Where the new head begins. "probe" adds to what is drawn a logistic regression, as strong as that of
         scikit-learn by default, on what the untouched network makes of the training texts, of more than 8,192 of so
-        many that are drawn at random; then all is trained from there. Nothing is added if the loss of one on four
-        fifths of the texts is on the rest at least 0.99 times that of the shares of the classes, be it wrong or too
-        sure; with fewer than 250 texts that is not asked. "random" draws the head, from which few texts don't lead far.
-        `partial_fit` draws it, and `warm_start` goes on with the one that there is. The regression is held back the
-        less the more texts there are, so that with "probe" a text of weight 2 is nearly, not exactly, the same as that
-        text twice.
+        many that are drawn at random; then all is trained from there. A regression knows its own texts too well, and
+        little would be left to learn: so what it says beyond the shares of the classes is held back, until its loss on
+        its texts is no lower than regressions on four fifths of them make it on the rest. Where they tell nothing of
+        the rest, the shares of the classes alone are added; with fewer than ten texts in the rest, nothing is held
+        back. "random" draws the head, from which few texts don't lead far. `partial_fit` draws it, and `warm_start`
+        goes on with the one that there is. The more texts there are, the less the regression is held back, so that
+        with "probe" a text of weight 2 is nearly, not exactly, the same as that text twice.
     freeze : int or "encoder", default=0
         Number of lowest layers that stay fixed, with all that they depend on, the embeddings first of all; or "encoder"
         for all but the head. What is fixed has no dropout and is run once a text and fit: its output is kept, in

@@ -190,9 +190,14 @@ def _strength(regression: npt.NDArray[np.float32], texts: _Texts) -> float:
 def _unseen(texts: _Texts) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Return rows of texts, and the logits, in two parts, of regressions that have not seen them but four fifths.
 
-    Where a text has one label, those whose label the four fifths don't have are left out.
+    Where a text has one label, each fifth has its share of each class, or the draw of the classes would count more than
+    what is known of the texts; those whose label the four fifths don't have are left out.
     """
-    fold = np.random.default_rng(0).permutation(len(texts.inputs)) % FOLDS
+    order = np.random.default_rng(0).permutation(len(texts.inputs))
+    if texts.targets.ndim == 1:
+        order = order[np.argsort(texts.targets[order], kind="stable")]
+    fold = np.empty_like(order)
+    fold[order] = np.arange(len(order)) % FOLDS
     rows = np.empty(0, dtype=np.int64)
     logits = np.empty((2, 0, texts.n_outputs), dtype=np.float32)
     for part in range(FOLDS):
