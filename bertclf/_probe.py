@@ -26,7 +26,7 @@ MAX_ITERATIONS = 100
 # Parts that the texts are dealt into: of each, a regression on the others tells what holds for texts it has not seen.
 # Once so many texts have been looked at, more tell little more; fewer than the fewest tell nothing.
 FOLDS = 5
-ENOUGH_UNSEEN = 200
+ENOUGH_UNSEEN = 1000
 FEWEST_UNSEEN = 10
 
 # More than a regression that is held back by its penalty needs where all texts of a class are alike.
@@ -171,7 +171,7 @@ def _strength(regression: npt.NDArray[np.float32], texts: _Texts) -> float:
 
     The loss on others is that of regressions on four fifths of the texts on the rest, at the strength at which it is
     lowest: 0 if they tell nothing of texts they have not seen. It is found on all texts, of many on as many fifths as
-    make 200; if there are hardly any, the strength is 1. The draw of the fifths is always the same, and no other
+    make 1,000; if there are hardly any, the strength is 1. The draw of the fifths is always the same, and no other
     depends on it.
     """
     others, found = _unseen(texts)

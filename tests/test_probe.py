@@ -221,7 +221,7 @@ def test_a_head_begins_no_surer_of_what_it_has_seen_than_it_is_right_about_other
     strengths = np.linspace(0, 1, 101, dtype=np.float32)
     lowest = min(loss_of(whole[others] * strength, targets[others]) for strength in strengths)
     assert loss_of(whole[seen], targets[seen]) < lowest - 0.03
-    assert loss_of(added, targets[seen]) == pytest.approx(lowest, abs=0.06)
+    assert loss_of(added, targets[seen]) == pytest.approx(lowest, abs=0.1)
     assert np.corrcoef(told(added).ravel(), told(whole[seen]).ravel())[0, 1] > 0.99
 
 
