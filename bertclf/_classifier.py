@@ -111,15 +111,17 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     dropout : float, default=None
         Probability, in [0, 1), that replaces every dropout probability of the checkpoint. None keeps them.
     head_init : {"probe", "random"}, default="probe"
-        Where the new head begins. "probe" adds to what is drawn a logistic regression, as strong as that of
+        Where the new head begins. "probe" adds to what is drawn a logistic regression, penalised as that of
         scikit-learn by default, on what the untouched network makes of the training texts, of more than 8,192 of so
-        many that are drawn at random; then all is trained from there. A regression knows its own texts too well, and
-        little would be left to learn: so what it says beyond the shares of the classes is held back, until its loss on
-        its texts is no lower than regressions on four fifths of them make it on the rest. Where they tell nothing of
-        the rest, the shares of the classes alone are added; with fewer than ten texts in the rest, nothing is held
-        back. "random" draws the head, from which few texts don't lead far. `partial_fit` draws it, and `warm_start`
-        goes on with the one that there is. The more texts there are, the less the regression is held back, so that
-        with "probe" a text of weight 2 is nearly, not exactly, the same as that text twice.
+        many that are drawn at random; then all is trained from there. As a regression knows its own texts too well, and
+        would leave little to learn, what it adds to the intercepts that the shares of the classes have is held back,
+        until its loss on texts is as high as the lowest that regressions on four fifths of the texts reach there,
+        without these texts, at any strength: all texts, of many as many as make 1,000. Where these tell nothing of
+        other texts, only the intercepts are added, if the head has any; with fewer than ten texts, those alone in their
+        class not counted, nothing is held back. "random" draws the head, from which few texts don't lead far.
+        `partial_fit` draws it, and `warm_start` goes on with the one that there is. The more texts there are, the less
+        the penalty matters, so that with "probe" a text of weight 2 is nearly, not exactly, the same as that text
+        twice.
     freeze : int or "encoder", default=0
         Number of lowest layers that stay fixed, with all that they depend on, the embeddings first of all; or "encoder"
         for all but the head. What is fixed has no dropout and is run once a text and fit: its output is kept, in

@@ -29,7 +29,7 @@ FOLDS = 5
 ENOUGH_UNSEEN = 1000
 FEWEST_UNSEEN = 10
 
-# More than a regression that is held back by its penalty needs where all texts of a class are alike.
+# More than a regression needs, whose penalty keeps it small, where all texts of a class are alike.
 STRONGEST = 10.0
 
 
@@ -92,6 +92,8 @@ def start_head(
     inputs: npt.NDArray[np.float32],
     targets: npt.NDArray[np.int64] | npt.NDArray[np.float32],
     weights: npt.NDArray[np.float32],
+    *,
+    copies: npt.NDArray[np.int64],
 ) -> None:
     """Add a logistic regression on its inputs to the output layer of a network, in place.
 
@@ -110,6 +112,8 @@ def start_head(
         What the output layer sees of each text.
     targets, weights : ndarray
         As those of `LabelledTokens`.
+    copies : ndarray of int64, shape (n_texts,)
+        A number for each text, the same for copies of a text, counted from 0 as they come.
 
     References
     ----------
@@ -121,7 +125,8 @@ def start_head(
     if not np.isfinite(inputs).all():
         return
     layer = output_layer(network)
-    texts = _Texts(inputs, targets, weights, n_outputs=layer.out_features, has_intercept=layer.bias is not None)
+    has_intercept = layer.bias is not None
+    texts = _Texts(inputs, targets, weights, copies, n_outputs=layer.out_features, has_intercept=has_intercept)
     regression = _regression(texts)
     added = torch.from_numpy(_at(_strength(regression, texts), regression))
     with torch.no_grad():
@@ -132,17 +137,19 @@ def start_head(
 
 @dataclass(frozen=True)
 class _Texts:
-    """What a regression is fitted to: inputs, targets and weights as in `start_head`."""
+    """What a regression is fitted to: inputs, targets, weights and copies as in `start_head`."""
 
     inputs: npt.NDArray[np.float32]
     targets: npt.NDArray[np.int64] | npt.NDArray[np.float32]
     weights: npt.NDArray[np.float32]
+    copies: npt.NDArray[np.int64]
     n_outputs: int
     has_intercept: bool
 
     def __getitem__(self, rows: npt.NDArray[np.int64]) -> Self:
         """Return some of the texts."""
-        return replace(self, inputs=self.inputs[rows], targets=self.targets[rows], weights=self.weights[rows])
+        names = ("inputs", "targets", "weights", "copies")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     @property
     def columns(self) -> npt.NDArray[np.float32]:
@@ -158,46 +165,51 @@ class _Texts:
 
 
 def _at(strength: float, parts: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the coefficients or logits of a regression at a strength: at 0 it tells no text from another.
+    """Return the coefficients or logits of a regression at a strength, from two parts: the first plus so much of it.
 
-    Of the two parts the first is what the shares of the classes alone would give, the second what is to be added.
+    The first is the intercepts alone that the shares of the classes have, zero without intercepts, and the second what
+    is to be added for the whole regression: at strength 0 all texts are the same.
     """
     at_strength: npt.NDArray[np.float32] = parts[0] + np.float32(strength) * parts[1]
     return at_strength
 
 
 def _strength(regression: npt.NDArray[np.float32], texts: _Texts) -> float:
-    """Return the strength, from 0 to 1, that makes the loss of a regression on its texts what it would be on others.
+    """Return the strength, from 0 to 1, at which a regression is no surer of its texts than one can be of others.
 
-    The loss on others is that of regressions on four fifths of the texts on the rest, at the strength at which it is
-    lowest: 0 if they tell nothing of texts they have not seen. It is found on all texts, of many on as many fifths as
-    make 1,000; if there are hardly any, the strength is 1. The draw of the fifths is always the same, and no other
-    depends on it.
+    Regressions on four fifths of the texts judge the rest, at the strength at which their loss there is lowest: that is
+    the loss that the whole regression should have on the same texts, which it has seen. These are all texts, of many as
+    many fifths as make 1,000. If all regressions tell nothing of other texts, the strength is 0; of hardly any texts
+    nobody can tell, and it is 1. The draw of the fifths is always the same, and no other depends on it.
     """
-    others, found = _unseen(texts)
-    if len(others) < FEWEST_UNSEEN:
+    judged, others = _unseen(texts)
+    if _effective_number(texts.weights[judged]) < FEWEST_UNSEEN:
         return 1.0
+    seen = texts[judged]
+    own = seen.columns @ regression.swapaxes(1, 2)
     bounds, options = (0.0, STRONGEST), {"xatol": 1e-4}
-    lowest = minimize_scalar(texts[others].loss, args=(found,), bounds=bounds, method="bounded", options=options).fun
-    own = texts.columns @ regression.swapaxes(1, 2)
-    if not texts.loss(0.0, own) > lowest:  # or not finite
+    lowest = minimize_scalar(seen.loss, args=(others,), bounds=bounds, method="bounded", options=options).fun
+    if not seen.loss(0.0, own) > lowest:  # or not finite
         return 0.0
-    if texts.loss(1.0, own) >= lowest:
-        return 1.0
-    return float(brentq(lambda strength: texts.loss(strength, own) - lowest, 0.0, 1.0, xtol=1e-4))
+    if not seen.loss(1.0, own) < lowest:
+        return 1.0 if seen.loss(1.0, own) < seen.loss(0.0, own) else 0.0
+    return float(brentq(lambda strength: seen.loss(strength, own) - lowest, 0.0, 1.0, xtol=1e-4))
+
+
+def _effective_number(weights: npt.NDArray[np.float32]) -> float:
+    """Return how many texts of equal weight tell as much: Kish (1965), "Survey Sampling"."""
+    squares = float(np.square(weights, dtype=np.float64).sum())
+    return float(weights.sum(dtype=np.float64)) ** 2 / squares if squares > 0 else 0.0
 
 
 def _unseen(texts: _Texts) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return rows of texts, and the logits, in two parts, of regressions that have not seen them but four fifths.
+    """Return rows of texts, and the logits, in two parts, of regressions on the four fifths that they are not in.
 
-    Where a text has one label, each fifth has its share of each class, or the draw of the classes would count more than
-    what is known of the texts; those whose label the four fifths don't have are left out.
+    Copies of a text are in the same fifth. Where a text has one label, each fifth has its share of each class, or the
+    draw of the classes would count more than what is known of the texts; those whose label the four fifths don't have
+    are left out.
     """
-    order = np.random.default_rng(0).permutation(len(texts.inputs))
-    if texts.targets.ndim == 1:
-        order = order[np.argsort(texts.targets[order], kind="stable")]
-    fold = np.empty_like(order)
-    fold[order] = np.arange(len(order)) % FOLDS
+    fold = _folds(texts)
     rows = np.empty(0, dtype=np.int64)
     logits = np.empty((2, 0, texts.n_outputs), dtype=np.float32)
     for part in range(FOLDS):
@@ -208,6 +220,17 @@ def _unseen(texts: _Texts) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float3
             found = texts[others].columns @ _regression(texts[known]).swapaxes(1, 2)
             rows, logits = np.concatenate([rows, others]), np.concatenate([logits, found], axis=1)
     return rows, logits
+
+
+def _folds(texts: _Texts) -> npt.NDArray[np.int64]:
+    """Return the fifth that each text is in."""
+    _, originals = np.unique(texts.copies, return_index=True)
+    order = np.random.default_rng(0).permutation(len(originals))
+    if texts.targets.ndim == 1:
+        order = order[np.argsort(texts.targets[originals[order]], kind="stable")]
+    fold = np.empty_like(order)
+    fold[order] = np.arange(len(order)) % FOLDS
+    return fold[texts.copies]
 
 
 def _regression(texts: _Texts) -> npt.NDArray[np.float32]:

@@ -88,6 +88,13 @@ class TokenStore:
             return windows
         return np.searchsorted(self.first_window, windows, side="right") - 1
 
+    def numbers_of(self, texts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return a number for each of some texts, the same for copies of a text, counted from 0 as they come."""
+        first, last = (texts, texts + 1) if self.first_window is None else self.first_window[[texts, texts + 1]]
+        spans = zip(self.offsets[first].tolist(), self.offsets[last].tolist(), strict=True)
+        numbers: dict[bytes, int] = {}
+        return np.array([numbers.setdefault(self.ids[start:end].tobytes(), len(numbers)) for start, end in spans])
+
     def means(self, values: npt.NDArray[np.float32], texts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return for each of some texts the mean over its windows of `values`, which has a row for each of these."""
         if self.first_window is None:

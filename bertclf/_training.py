@@ -290,7 +290,8 @@ def _start_head(
         frozen = settings.freeze
         inputs = head_inputs(network, training, states, rows=rows, reader=reader, frozen=frozen, compute=compute)
         if is_new:
-            start_head(network, inputs, training.targets[rows], training.weights[rows])
+            copies = training.tokens.numbers_of(rows)
+            start_head(network, inputs, training.targets[rows], training.weights[rows], copies=copies)
 
 
 def _make_budget(engine: Engine, compute: Compute, *, tell: Callable[[str], object] | None) -> TokenBudget:

@@ -19,7 +19,7 @@ N_TEST_ROWS = 1000
 
 
 def drawn(rows, n_texts, *, seed):
-    """Return so many rows of each class, drawn at random: with the same seed those of a smaller number and more."""
+    """Return so many rows of each class, or all, drawn at random: with the same seed those of fewer and more."""
     order = np.random.default_rng(seed).permutation(len(rows.texts))
     chosen = np.concatenate([order[rows.labels[order] == label][:n_texts] for label in np.unique(rows.labels)])
     return replace(rows, texts=[rows.texts[row] for row in chosen], labels=rows.labels[chosen])
@@ -56,7 +56,8 @@ def main(argv=None):
             for n_texts in TEXTS_A_CLASS:
                 few = drawn(train, n_texts, seed=seed)
                 for way in arguments.ways:
-                    key = {"set": name, "way": way, "model": Path(model).name, "per_class": n_texts, "seed": seed}
+                    key = {"set": name, "way": way, "model": Path(model).name, "seed": seed}
+                    key |= {"per_class": n_texts, "drawn_from": len(train.texts)}
                     wanted.append(key)
                     if not any(key.items() <= found.items() for found in runs_in(arguments.runs)):
                         append(key | run(way, few, test, model=model, seed=seed), file=arguments.runs)
