@@ -308,6 +308,12 @@ def run(way, train, test, *, model, seed):
     return measures(test.labels, probabilities, np.unique(train.labels)) | {"seconds": seconds} | machine()
 
 
+def mean_and_spread(scores):
+    """Return a cell of a table: mean, standard deviation and number of scores; of one the score, of none nothing."""
+    spread = f" ± {statistics.stdev(scores):.3f} ({len(scores)})" if len(scores) > 1 else ""
+    return f"{statistics.mean(scores):.3f}{spread}" if scores else ""
+
+
 def table(runs):
     """Return a Markdown table: mean and standard deviation over the seeds of what each set is measured by."""
     names = [name for name in SETS if any(run["set"] == name for run in runs)]
@@ -317,8 +323,7 @@ def table(runs):
         cells = []
         for way in ways:
             found = [run[SETS[name].metric] for run in runs if run["set"] == name and run["way"] == way]
-            spread = f" ± {statistics.stdev(found):.3f} ({len(found)})" if len(found) > 1 else ""
-            cells.append(f"{statistics.mean(found):.3f}{spread}" if found else "")
+            cells.append(mean_and_spread(found))
         metric = "" if SETS[name].metric == "accuracy" else f", {SETS[name].metric}"
         lines.append(f"| {name}{metric} | {' | '.join(cells)} |")
     return "\n".join(lines)

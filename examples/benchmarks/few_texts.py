@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from accuracy import SETS, WAYS, append, parsed_for_runs, read_set, run, runs_in, some_of
+from accuracy import SETS, WAYS, append, mean_and_spread, parsed_for_runs, read_set, run, runs_in, some_of
 from common import best_dtype, name_of, processor, versions
 
 DRAWN_FROM = ("trec", "mr", "sms_spam", "germeval2018_de", "emotion6", "banking77")
@@ -35,8 +35,7 @@ def table(runs):
         for way in ways:
             kind = {"set": DRAWN_FROM[place], "per_class": n_texts, "way": way}
             found = [run["accuracy"] for run in runs if kind.items() <= run.items()]
-            spread = f" ± {statistics.stdev(found):.3f} ({len(found)})" if len(found) > 1 else ""
-            cells.append(f"{statistics.mean(found):.3f}{spread}" if found else "")
+            cells.append(mean_and_spread(found))
         lines.append(f"| {DRAWN_FROM[place]} | {n_texts} | {' | '.join(cells)} |")
     for way in ways:
         seconds = statistics.mean(run["seconds"] for run in runs if run["way"] == way)
