@@ -255,7 +255,7 @@ def warn_if_much_is_cut(store: TokenStore, way: Way) -> None:
     if share > MUCH_CUT:
         other = "" if way.long_text == "chunk" else ", or pass long_text='chunk', which reads them in windows"
         warnings.warn(
-            f"{share:.0%} of the tokens of X are cut: {n_cut:,} of {len(store.cut):,} texts that are "
+            f"{share:.0%} of the tokens of X are cut: {n_cut:,} in {len(store.cut):,} texts that are "
             f"longer than {way.max_length} tokens. Raise max_length if the checkpoint takes more, take one for longer "
             f"texts{other}; truncation_ tells what each class loses.",
             UserWarning,

@@ -13,6 +13,7 @@ import grid_search
 import growth
 import latency
 import load_time
+import long_texts
 import numpy as np
 import parity
 import peak_memory
@@ -255,6 +256,7 @@ def sets(tmp_path: Path) -> Path:
         "trec": rows,
         "emotion6": [row | {"label": ("joy", "fear", "anger")[number % 3]} for number, row in enumerate(rows)],
         "sms_spam": rows,
+        "movie_reviews_long": [row | {"text": f"{row['text']} " * 40} for row in rows],
         "rte": [row | {"text_pair": text} for row, text in zip(rows, TEXTS[::-1], strict=True)],
         "goemotions_ekman": [
             {"text": row["text"], "labels": [row["label"]] * (number % 2)} for number, row in enumerate(rows)
@@ -303,6 +305,20 @@ def test_rare_labels_get_weights_or_thresholds_where_there_are_any(
     assert all(0 <= row["lowest_recall"] <= row["micro_f1"] <= 1 for row in rows if row["set"] != "goemotions_ekman")
     table, _ = tables(capsys.readouterr().out)
     assert [row[0] for row in table] == [row["set"] for row in rows]
+
+
+@pytest.mark.filterwarnings("ignore:.* of the tokens of X are cut:UserWarning")
+def test_long_texts_are_cut_or_read_in_windows(sets: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]):
+    for _ in range(2):
+        long_texts.main(
+            [f"--data={sets}", f"--runs={sets / 'runs.jsonl'}", f"--model={checkpoint}", "--seeds", "0", "1"]
+        )
+    rows = [json.loads(line) for line in (sets / "runs.jsonl").read_text().splitlines()]
+    cut = {row["way"]: row["tokens_cut"] for row in rows}
+    assert len(rows) == 2 * len(long_texts.WAYS)
+    assert cut["truncate"] == cut["head_tail"] > cut["chunk"] == 0
+    table, _ = tables(capsys.readouterr().out)
+    assert [row[1] for row in table] == [f'`"{way}"`' for way in long_texts.WAYS]
 
 
 def test_few_texts_of_each_class_are_drawn_and_more_hold_the_fewer(

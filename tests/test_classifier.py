@@ -76,7 +76,7 @@ def test_every_public_fitted_attribute_is_documented(clf):
 def test_truncation_is_counted_per_class(checkpoint):
     texts = ["joy " * 10, "joy", "dull " * 6, "dull"]
     clf = BertSequenceClassifier(checkpoint, epochs=1, max_length=6, random_state=0)
-    with pytest.warns(UserWarning, match=r"31% of the tokens of X are cut: 8 of 2 texts .* 6 tokens"):
+    with pytest.warns(UserWarning, match=r"31% of the tokens of X are cut: 8 in 2 texts .* 6 tokens"):
         clf.fit(texts, [1, 1, 0, 0])
     assert clf.truncation_ == {
         "texts": 2,

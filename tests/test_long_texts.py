@@ -565,7 +565,7 @@ def test_nothing_of_a_single_text_is_cut_into_windows(make):
 def test_copies_of_tokens_do_not_dilute_the_share_that_is_cut(make, tmp_path):
     X = [(words(40), words(400))] * 2
     for memory in (None, tmp_path, tmp_path):
-        with pytest.warns(UserWarning, match="2% of the tokens of X are cut: 20 of 2 texts"):
+        with pytest.warns(UserWarning, match="2% of the tokens of X are cut: 20 in 2 texts"):
             make(max_length=POSITIONS - 1, epochs=1, memory=memory).fit(X, ["fresh", "rotten"])
 
 

@@ -115,9 +115,10 @@ def some_of(rows, n_rows):
     return replace(rows, texts=[rows.texts[row] for row in chosen], labels=rows.labels[chosen])
 
 
-def runs_in(file):
-    """Return the runs that stand in a file of JSON lines, none if there is no file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+def found_in(file, keys):
+    """Return the runs in a file of JSON lines that have all entries of one of these dicts, none if there is no file."""
+    runs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    return [run for run in runs if any(key.items() <= run.items() for key in keys)]
 
 
 def append(result, *, file):
@@ -342,9 +343,9 @@ def main(argv=None):
                 key = {"set": name, "way": way, "model": Path(model).name, "rows": len(train.texts)}
                 key["seed"] = 0 if way in WITHOUT_CHANCE else seed
                 wanted[name] = {field: key[field] for field in ("set", "model", "rows")}
-                if not any(key.items() <= run.items() for run in runs_in(arguments.runs)):
+                if not found_in(arguments.runs, [key]):
                     append(key | run(way, train, test, model=model, seed=seed), file=arguments.runs)
-    shown = [run for run in runs_in(arguments.runs) if any(kind.items() <= run.items() for kind in wanted.values())]
+    shown = found_in(arguments.runs, wanted.values())
     print(f"{processor()}; {name_of(best_dtype())}; {versions()}.\n\n{table(shown)}")
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from accuracy import SETS, WAYS, append, mean_and_spread, parsed_for_runs, read_set, run, runs_in, some_of
+from accuracy import SETS, WAYS, append, found_in, mean_and_spread, parsed_for_runs, read_set, run, some_of
 from common import best_dtype, name_of, processor, versions
 
 DRAWN_FROM = ("trec", "mr", "sms_spam", "germeval2018_de", "emotion6", "banking77")
@@ -58,10 +58,9 @@ def main(argv=None):
                     key = {"set": name, "way": way, "model": Path(model).name, "seed": seed}
                     key |= {"per_class": n_texts, "drawn_from": len(train.texts)}
                     wanted.append(key)
-                    if not any(key.items() <= found.items() for found in runs_in(arguments.runs)):
+                    if not found_in(arguments.runs, [key]):
                         append(key | run(way, few, test, model=model, seed=seed), file=arguments.runs)
-    shown = [found for found in runs_in(arguments.runs) if any(key.items() <= found.items() for key in wanted)]
-    print(f"{processor()}; {name_of(best_dtype())}; {versions()}.\n\n{table(shown)}")
+    print(f"{processor()}; {name_of(best_dtype())}; {versions()}.\n\n{table(found_in(arguments.runs, wanted))}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from accuracy import SETS, append, machine, parsed_for_runs, read_set, runs_in, some_of
+from accuracy import SETS, append, found_in, machine, parsed_for_runs, read_set, some_of
 from common import best_dtype, name_of, processor, versions
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from sklearn.model_selection import TunedThresholdClassifierCV
@@ -82,10 +82,9 @@ def main(argv=None):
                 classifier = classifier_of(way, train, model=model, seed=seed)
                 key = {"set": name, "way": way, "model": Path(model).name, "rows": len(train.texts), "seed": seed}
                 wanted.append(key)
-                if classifier is not None and not any(key.items() <= run.items() for run in runs_in(arguments.runs)):
+                if classifier is not None and not found_in(arguments.runs, [key]):
                     append(key | run(classifier, train, test), file=arguments.runs)
-    shown = [run for run in runs_in(arguments.runs) if any(key.items() <= run.items() for key in wanted)]
-    print(f"{processor()}; {name_of(best_dtype())}; {versions()}.\n\n{table(shown)}")
+    print(f"{processor()}; {name_of(best_dtype())}; {versions()}.\n\n{table(found_in(arguments.runs, wanted))}")
 
 
 if __name__ == "__main__":
