@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bertclf import _layout
+from bertclf import _groups, _layout
 from bertclf._attention import attend, unpadded_attention
 from bertclf._dropout import KeepMasks
+from bertclf._groups import Pattern
 from bertclf._layout import Layout
 
 CPU = torch.device("cpu")
@@ -90,6 +91,33 @@ def test_the_size_of_the_groups_changes_nothing(monkeypatch, texts_per_group, sc
     monkeypatch.setattr(_layout, "TEXTS_PER_GROUP", texts_per_group)
     monkeypatch.setattr(_layout, "SCORES_PER_GROUP", scores_per_group)
     assert_agrees(states_of(MIXED), MIXED, window=5)
+
+
+@pytest.mark.parametrize("scores_per_part", [1, 100, 1000])
+@pytest.mark.parametrize("pattern", [{}, {"causal": True}, {"window": 5}])
+def test_scores_that_pass_in_parts_change_nothing(monkeypatch, scores_per_part, pattern):
+    monkeypatch.setattr(_layout, "SCORES_PER_GROUP", 100)
+    monkeypatch.setattr(_groups, "SCORES_PER_PART", scores_per_part)
+    assert_agrees(states_of(MIXED, heads=5), MIXED, **pattern)
+
+
+def test_parts_hold_all_scores_once_and_no_more_than_allowed(monkeypatch):
+    monkeypatch.setattr(_groups, "SCORES_PER_PART", 1000)
+    pattern = Pattern(
+        layout_of([20, 20, 5, 4, 3]), scaling=1.0, dropout=0.0, causal=False, window=None, one_query=False
+    )
+    monkeypatch.setattr(_layout, "TEXTS_PER_GROUP", 1)
+    monkeypatch.setattr(_layout, "SCORES_PER_GROUP", 400)
+    parts = pattern.parts(3, torch.float32)
+    assert [[block.shape for block in part.blocks] for part in parts] == [
+        [(1, 2, 20, 20)],
+        [(1, 1, 20, 20)],
+        [(1, 2, 20, 20)],
+        [(1, 1, 20, 20), (1, 3, 5, 5), (1, 3, 4, 4), (1, 3, 3, 3)],
+    ]
+    assert [part.scores for part in parts] == [slice(0, 800), slice(800, 1200), slice(1200, 2000), slice(2000, 2550)]
+    places = [place for part in parts for block in part.blocks for place in range(block.keys.start, block.keys.stop)]
+    assert places == [*range(3 * 52)]
 
 
 @settings(deadline=None)
@@ -181,11 +209,16 @@ def mask_again(lengths, *, heads, dropout, seed):
     return torch.stack([torch.block_diag(*(block[head] for block in blocks)) for head in range(heads)])
 
 
-def test_values_and_gradients_drop_the_same_scores():
-    states = states_of(MIXED)
-    keep = mask_again(MIXED, heads=2, dropout=0.4, seed=5)
-    expected = plain(*states, MIXED, keep=keep, dropout=0.4)
-    attended = attend(*states, layout_of(MIXED, KeepMasks(5)), scaling=SCALING, dropout=0.4)
+@pytest.mark.parametrize(
+    ("lengths", "texts_per_group", "scores_per_part"), [(MIXED, 8, 1 << 20), ([8, 20, 2, 6, 10], 1, 1)]
+)
+def test_values_and_gradients_drop_the_same_scores(monkeypatch, lengths, texts_per_group, scores_per_part):
+    monkeypatch.setattr(_layout, "TEXTS_PER_GROUP", texts_per_group)
+    monkeypatch.setattr(_groups, "SCORES_PER_PART", scores_per_part)
+    states = states_of(lengths)
+    keep = mask_again(lengths, heads=2, dropout=0.4, seed=5)
+    expected = plain(*states, lengths, keep=keep, dropout=0.4)
+    attended = attend(*states, layout_of(lengths, KeepMasks(5)), scaling=SCALING, dropout=0.4)
     torch.testing.assert_close(attended, expected, rtol=1e-4, atol=1e-4)
     upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     pairs = zip(*(torch.autograd.grad(values, states, upstream) for values in (attended, expected)), strict=True)
