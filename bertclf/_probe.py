@@ -20,14 +20,20 @@ from bertclf._trees import with_same_weights
 # Many more tell the head little more, while each costs a pass through the network and a longer regression.
 MAX_TEXTS = 8192
 
+# Times the penalty of the other coefficients: hardly any, but a class without texts must have an intercept.
+PENALTY_OF_INTERCEPTS = 0.01
+
 # A start need not be the optimum.
 MAX_ITERATIONS = 100
 
 # Parts that the texts are dealt into: of each, a regression on the others tells what holds for texts it has not seen.
-# Once so many texts have been looked at, more tell little more; fewer than the fewest tell nothing.
+# Once so many texts have been looked at, more tell little more.
 FOLDS = 5
 ENOUGH_UNSEEN = 1000
-FEWEST_UNSEEN = 10
+
+# The strength that is expected before other texts have told anything, and how many of them that counts as much as.
+EXPECTED_STRENGTH = 0.3
+UNSEEN_BEFOREHAND = 50
 
 # More than a regression needs, whose penalty keeps it small, where all texts of a class are alike.
 STRONGEST = 10.0
@@ -97,12 +103,13 @@ def start_head(
 ) -> None:
     """Add a logistic regression on its inputs to the output layer of a network, in place.
 
-    It minimises the sum of the losses of the texts and half of the squared 2-norm of what is added, intercepts
-    included. A head drawn at random sends gradients into the encoder that have more to do with the draw than with the
-    texts, and on few texts it never catches up. A regression that knows its texts by heart sends none: so it is added
-    at a strength with which it is no surer of them than one can be of others, see `_strength`. What was drawn stays
-    below: it lets the encoder begin to learn where the regression finds nothing. Nothing is added where inputs are not
-    finite, of which the first step will tell.
+    It minimises the sum of the losses of the texts and half of the squared 2-norm of what is added, of intercepts
+    hardly any, over inputs that are scaled to one norm, the mean of theirs: the norm of an input tells little of its
+    class and, where texts are few, is taken for much. A head drawn at random sends gradients into the encoder that have
+    more to do with the draw than with the texts, and on few texts it never catches up. A regression that knows its
+    texts by heart sends none: so it is added at a strength with which it is no surer of them than one can be of others,
+    see `_strength`. What was drawn stays below: it lets the encoder begin to learn where the regression finds nothing.
+    Nothing is added where inputs are not finite, of which the first step will tell.
 
     Parameters
     ----------
@@ -157,6 +164,14 @@ class _Texts:
         ones = np.ones((len(self.inputs), int(self.has_intercept)), dtype=np.float32)
         return np.concatenate([self.inputs, ones], axis=1)
 
+    @property
+    def columns_of_one_norm(self) -> npt.NDArray[np.float32]:
+        """The columns, with inputs scaled to the mean of their norms; zeros stay zeros."""
+        norms = np.linalg.norm(self.inputs.astype(np.float64), axis=1, keepdims=True)
+        factors = norms.mean() / np.where(norms > 0, norms, 1.0)
+        scaled = (self.inputs * factors).astype(np.float32)
+        return np.concatenate([scaled, self.columns[:, self.inputs.shape[1] :]], axis=1)
+
     def loss(self, strength: float, logits: npt.NDArray[np.float32]) -> float:
         """Return the loss of logits in two parts, see `_at`, as if the mean of the weights were one."""
         weights = self.weights / self.weights.mean()
@@ -175,17 +190,34 @@ def _at(strength: float, parts: npt.NDArray[np.float32]) -> npt.NDArray[np.float
 
 
 def _strength(regression: npt.NDArray[np.float32], texts: _Texts) -> float:
+    """Return the strength, from 0 to 1, to add a regression at: what other texts say, or where they are few 0.3.
+
+    It is the mean of both, weighted by the number of other texts and by 50: a regression tells few texts apart even
+    where it is so much surer of them than right that others seem to speak against it. The draw of the fifths is always
+    the same, and no other depends on it.
+    """
+    judged, others = _unseen(texts)
+    n_unseen = _effective_number(texts.weights[judged])
+    of_others = _strength_of_others(regression, texts[judged], others) if n_unseen > 0 else 0.0
+    return (n_unseen * of_others + UNSEEN_BEFOREHAND * EXPECTED_STRENGTH) / (n_unseen + UNSEEN_BEFOREHAND)
+
+
+def _strength_of_others(regression: npt.NDArray[np.float32], seen: _Texts, others: npt.NDArray[np.float32]) -> float:
     """Return the strength, from 0 to 1, at which a regression is no surer of its texts than one can be of others.
 
     Regressions on four fifths of the texts judge the rest, at the strength at which their loss there is lowest: that is
     the loss that the whole regression should have on the same texts, which it has seen. These are all texts, of many as
-    many fifths as make 1,000. If all regressions tell nothing of other texts, the strength is 0; of hardly any texts
-    nobody can tell, and it is 1. The draw of the fifths is always the same, and no other depends on it.
+    many fifths as make 1,000. If all regressions tell nothing of other texts, the strength is 0.
+
+    Parameters
+    ----------
+    regression : ndarray
+        The coefficients of the whole regression, see `_at`.
+    seen : _Texts
+        The texts that are judged.
+    others : ndarray
+        Their logits of regressions that have not seen them, see `_at`.
     """
-    judged, others = _unseen(texts)
-    if _effective_number(texts.weights[judged]) < FEWEST_UNSEEN:
-        return 1.0
-    seen = texts[judged]
     own = seen.columns @ regression.swapaxes(1, 2)
     bounds, options = (0.0, STRONGEST), {"xatol": 1e-4}
     lowest = minimize_scalar(seen.loss, args=(others,), bounds=bounds, method="bounded", options=options).fun
@@ -235,7 +267,7 @@ def _folds(texts: _Texts) -> npt.NDArray[np.int64]:
 
 def _regression(texts: _Texts) -> npt.NDArray[np.float32]:
     """Return the coefficients of a regression, a row an output, in two parts, see `_at`."""
-    columns = texts.columns
+    columns = texts.columns_of_one_norm
     of_shares = np.zeros((texts.n_outputs, columns.shape[1]), dtype=np.float32)
     if texts.has_intercept:
         of_shares[:, -1:] = _minimum(columns[:, -1:], texts)
@@ -246,12 +278,15 @@ def _minimum(columns: npt.NDArray[np.float32], texts: _Texts) -> npt.NDArray[np.
     """Return the coefficients of these columns with the lowest penalised loss, a row an output."""
     given, known, weighed = (torch.from_numpy(values) for values in (columns, texts.targets, texts.weights))
     n_losses = texts.targets.size
+    penalties = torch.ones(columns.shape[1])
+    if texts.has_intercept:
+        penalties[-1] = PENALTY_OF_INTERCEPTS
 
     def loss_and_gradient(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         """Return the penalised loss and its gradient."""
         coefficients = torch.from_numpy(flat).float().view(texts.n_outputs, -1).requires_grad_()
         losses = classification_loss(given @ coefficients.T, known, weighed, label_smoothing=0.0)
-        loss = n_losses * losses + coefficients.square().sum() / 2
+        loss = n_losses * losses + (penalties * coefficients.square()).sum() / 2
         (gradient,) = torch.autograd.grad(loss, coefficients)
         return loss.item(), gradient.double().numpy().ravel()
 

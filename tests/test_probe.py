@@ -37,16 +37,18 @@ def inputs_of_head(clf, texts):
 
 
 def regression(clf, texts, targets, weights=None):
-    """Return the logits of a regression of scikit-learn for the texts that it is fitted to, intercepts penalised too.
+    """Return the logits of a regression of scikit-learn for the texts that it is fitted to, at one norm.
 
-    Of two classes in one column, where our two have half of the coefficients each, and half of their penalty.
+    An intercept that is a coefficient of tens has a hundredth of the penalty. Of two classes in one column, where our
+    two have half of the coefficients each, and half of their penalty.
     """
     layer, inputs = output_layer(clf.model_), inputs_of_head(clf, texts)
-    if layer.bias is not None:
-        inputs = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
+    norms = np.linalg.norm(inputs, axis=1, keepdims=True)
+    tens = np.full((len(inputs), int(layer.bias is not None)), 10.0)
     C = 2.0 if layer.out_features == 2 else 1.0
-    fitted = LogisticRegression(C=C, fit_intercept=False, max_iter=1000).fit(inputs, targets, weights)
-    return fitted.decision_function(inputs)
+    fitted = LogisticRegression(C=C, fit_intercept=False, max_iter=10_000, tol=1e-6)
+    fitted.fit(np.concatenate([inputs / norms * norms.mean(), tens], axis=1), targets, weights)
+    return fitted.decision_function(np.concatenate([inputs, tens], axis=1))
 
 
 @pytest.fixture
@@ -166,6 +168,12 @@ def test_what_is_not_finite_is_told_by_the_first_step(spread_checkpoint, monkeyp
 
 
 @pytest.fixture
+def as_others_say(monkeypatch):
+    """Regressions are held back as other texts say, be they few."""
+    monkeypatch.setattr(_probe, "UNSEEN_BEFOREHAND", 0)
+
+
+@pytest.fixture
 def begun():
     """A function that returns what is added to an output layer drawn at random, for texts given as its inputs."""
 
@@ -194,6 +202,7 @@ def loss_of(logits, targets):
     return float(torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)))
 
 
+@pytest.mark.usefixtures("as_others_say")
 @pytest.mark.parametrize("n_texts", [60, 400])
 @pytest.mark.parametrize("n_classes", [2, 5])
 def test_where_nothing_holds_for_other_texts_hardly_anything_is_added(begun, n_classes, n_texts):
@@ -213,6 +222,7 @@ def test_where_nothing_holds_for_other_texts_hardly_anything_is_added(begun, n_c
         np.testing.assert_allclose(noisy.mean(axis=0), expected, atol=0.3)  # held back a little
 
 
+@pytest.mark.usefixtures("as_others_say")
 @pytest.mark.parametrize(("n_texts", "tolerance"), [(100, 0.2), (2000, 0.06)])
 def test_a_head_begins_no_surer_of_what_it_has_seen_than_it_is_right_about_others(begun, n_texts, tolerance):
     generator = np.random.default_rng(0)
@@ -229,6 +239,26 @@ def test_a_head_begins_no_surer_of_what_it_has_seen_than_it_is_right_about_other
     assert np.corrcoef(told(added).ravel(), told(whole[seen]).ravel())[0, 1] > 0.99
 
 
+def test_how_long_an_input_is_changes_no_direction(begun):
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(200, 32)).astype(np.float32)
+    inputs /= np.linalg.norm(inputs, axis=1, keepdims=True)
+    targets = (inputs[:, 0] > 0).astype(np.int64)
+    lengths = np.where(targets == 1, 8.0, 2.0).astype(np.float32)[:, None]  # all that a regression would look at
+    added, alike = (
+        begun(inputs * lengths, targets, 2, bias=False),
+        begun(inputs * lengths.mean(), targets, 2, bias=False),
+    )
+    np.testing.assert_allclose(told_of_direction(added, lengths), told_of_direction(alike, lengths.mean()), atol=1e-3)
+    assert np.isfinite(begun(inputs * (lengths > 5), targets, 2)).all()  # some are zeros
+
+
+def told_of_direction(logits, lengths):
+    """Return by how much the logits of inputs of length one differ, as a multiple of the largest difference."""
+    difference = (logits[:, 1:] - logits[:, :1]) / lengths
+    return difference / np.abs(difference).max()
+
+
 def noise(n_texts, shares):
     """Return inputs and labels that have nothing to do with each other."""
     generator = np.random.default_rng(0)
@@ -236,11 +266,13 @@ def noise(n_texts, shares):
     return generator.normal(size=(len(labels), 64)).astype(np.float32), generator.permutation(labels)
 
 
+@pytest.mark.usefixtures("as_others_say")
 def test_classes_of_one_text_tell_nothing_of_the_rest(begun):
     inputs, labels = noise(100, [0.5, *[0.01] * 50])
     assert told(begun(inputs, labels, 51)).std() < 0.1
 
 
+@pytest.mark.usefixtures("as_others_say")
 def test_copies_of_a_text_are_no_other_texts(begun):
     inputs, labels = (np.repeat(rows, 4, axis=0) for rows in noise(100, [0.5, 0.5]))
     assert told(begun(inputs, labels, 2, copies=np.repeat(np.arange(100), 4))).std() < 0.1
@@ -296,14 +328,23 @@ def test_copies_of_texts_are_numbered_alike_in_windows_too(checkpoint):
         assert store.numbers_of(np.array([1, 2, 3])).tolist() == [0, 1, 0]
 
 
-def test_texts_too_few_to_tell_are_taken_as_they_are(begun):
-    inputs = np.eye(4, dtype=np.float32) * 4
-    targets = np.array([0, 0, 1, 1])
-    expected = LogisticRegression(C=2.0, fit_intercept=False).fit(inputs, targets).decision_function(inputs)
-    added = begun(inputs, targets, 2)
-    np.testing.assert_allclose(added[:, 1] - added[:, 0], expected, atol=0.1)
-    classes_of_one_text = np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32)
-    assert begun(classes_of_one_text, np.arange(400), 400).std() > 0.1
+def test_the_fewer_other_texts_the_nearer_is_the_strength_to_what_is_expected(begun, monkeypatch):
+    found, expected = {}, {}
+    for n_texts in (5, 50, 200):
+        inputs, labels = noise(n_texts, [0.4, 0.6])
+        held_back = told(begun(inputs, labels, 2)).std()
+        with monkeypatch.context() as patch:
+            patch.setattr(_probe, "_strength", lambda *_: 1.0)
+            found[n_texts] = held_back / told(begun(inputs, labels, 2)).std()
+        expected[n_texts] = 0.3 * 50 / (n_texts + 50)
+    assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_where_no_text_can_be_judged_the_strength_is_what_is_expected(begun, monkeypatch):
+    inputs = np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32)
+    added = begun(inputs, np.arange(400), 400)
+    monkeypatch.setattr(_probe, "_strength", lambda *_: 0.3)
+    np.testing.assert_allclose(added, begun(inputs, np.arange(400), 400), atol=1e-4)
 
 
 def test_with_classes_in_turn_noise_is_noise(begun):
