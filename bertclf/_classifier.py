@@ -111,14 +111,14 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     dropout : float, default=None
         Probability, in [0, 1), that replaces every dropout probability of the checkpoint. None keeps them.
     head_init : {"probe", "random"}, default="probe"
-        Where the new head begins. "probe" adds to what is drawn a logistic regression, penalised as that of
-        scikit-learn by default, on what the untouched network makes of the training texts, of more than 8,192 of so
-        many that are drawn at random; then all is trained from there. As a regression knows its own texts too well, and
-        would leave little to learn, what it adds to the intercepts that the shares of the classes have is held back,
-        until its loss on texts is as high as the lowest that regressions on four fifths of the texts reach there,
-        without these texts, at any strength: all texts, of many as many as make 1,000. Where these tell nothing of
-        other texts, only the intercepts are added, if the head has any; with fewer than ten texts, those alone in their
-        class not counted, nothing is held back. "random" draws the head, from which few texts don't lead far.
+        Where the new head begins. "probe" adds to what is drawn a logistic regression on what the untouched network
+        makes of the training texts, scaled to vectors of one norm, of more than 8,192 of so many that are drawn at
+        random; it is penalised as that of scikit-learn by default, its intercepts hardly; then all is trained from
+        there. As a regression knows its own texts too well, and would leave little to learn, what it adds to the
+        intercepts that the shares of the classes have is multiplied by a strength from 0 to 1: its loss on texts is
+        then as high as the lowest that regressions on four fifths of the texts reach there, without these texts, at any
+        strength: all texts, of many as many as make 1,000. As few texts tell little of that, it is averaged with 1,
+        weighted by their number and by 5. "random" draws the head, from which few texts don't lead far.
         `partial_fit` draws it, and `warm_start` goes on with the one that there is. The more texts there are, the less
         the penalty matters, so that with "probe" a text of weight 2 is nearly, not exactly, the same as that text
         twice.

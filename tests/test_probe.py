@@ -328,7 +328,7 @@ def test_copies_of_texts_are_numbered_alike_in_windows_too(checkpoint):
         assert store.numbers_of(np.array([1, 2, 3])).tolist() == [0, 1, 0]
 
 
-def test_the_fewer_other_texts_the_nearer_is_the_strength_to_what_is_expected(begun, monkeypatch):
+def test_the_fewer_other_texts_the_nearer_is_a_regression_to_what_it_is(begun, monkeypatch):
     found, expected = {}, {}
     for n_texts in (5, 50, 200):
         inputs, labels = noise(n_texts, [0.4, 0.6])
@@ -336,14 +336,14 @@ def test_the_fewer_other_texts_the_nearer_is_the_strength_to_what_is_expected(be
         with monkeypatch.context() as patch:
             patch.setattr(_probe, "_strength", lambda *_: 1.0)
             found[n_texts] = held_back / told(begun(inputs, labels, 2)).std()
-        expected[n_texts] = 0.3 * 50 / (n_texts + 50)
+        expected[n_texts] = 5 / (n_texts + 5)
     assert found == pytest.approx(expected, abs=0.02)
 
 
-def test_where_no_text_can_be_judged_the_strength_is_what_is_expected(begun, monkeypatch):
+def test_where_no_text_can_be_judged_the_regression_is_taken_as_it_is(begun, monkeypatch):
     inputs = np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32)
     added = begun(inputs, np.arange(400), 400)
-    monkeypatch.setattr(_probe, "_strength", lambda *_: 0.3)
+    monkeypatch.setattr(_probe, "_strength", lambda *_: 1.0)
     np.testing.assert_allclose(added, begun(inputs, np.arange(400), 400), atol=1e-4)
 
 
