@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -52,7 +52,10 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Part:
-    """Neighbouring blocks whose scores pass at once, and where these lie among those of all parts."""
+    """Neighbouring blocks whose scores pass at once, and where these lie among those of all parts.
+
+    They are `SCORES_PER_PART` at most, or those of one block that has more: of several texts with many heads.
+    """
 
     scores: slice
     blocks: list[_Block]
@@ -95,33 +98,30 @@ class Pattern:
         most = SCORES_PER_PART * (1 if self.layout.device.type == "cpu" else TIMES_OFF_HOST)
         blocks: list[_Block] = []
         start = stop = 0
-        for queries, keys, shape, bias in self._pieces(heads, dtype, most=most):
-            n_scores = math.prod(shape)
+        for block in self._blocks(heads, dtype, most=most):
+            n_scores = math.prod(block.shape)
             if blocks and stop + n_scores - start > most:
                 yield _Part(slice(start, stop), blocks)
                 start, blocks = stop, []
-            blocks.append(_Block(queries, keys, _slice(stop - start, n_scores), shape, bias))
+            blocks.append(replace(block, scores=_slice(stop - start, n_scores)))
             stop += n_scores
         yield _Part(slice(start, stop), blocks)
 
-    def _pieces(
-        self, heads: int, dtype: torch.dtype, *, most: int
-    ) -> Iterator[tuple[slice, slice, tuple[int, int, int, int], torch.Tensor | None]]:
-        """Yield where rows of queries and of keys lie, shape and bias of what is computed at once.
-
-        That are groups, or of a single text as many heads as have no more scores than `most`.
-        """
+    def _blocks(self, heads: int, dtype: torch.dtype, *, most: int) -> Iterator[_Block]:
+        """Yield the groups, those of a single text cut into equal numbers of heads with no more scores than `most`."""
         for group in self.layout.groups:
             places = group.texts if self.one_query else group.places
             n_queries, n_keys = 1 if self.one_query else group.longest, group.longest
             bias = self._bias(group, dtype)
-            some = min(max(most // (n_queries * n_keys), 1), heads) if group.n_texts == 1 else heads
+            n_blocks = math.ceil(heads / max(most // (n_queries * n_keys), 1)) if group.n_texts == 1 else 1
+            some = math.ceil(heads / n_blocks)
             for head in range(0, heads, some):
                 n_heads = min(some, heads - head)
                 n_rows = group.n_texts * n_heads
                 queries = _slice(places.start * heads + head * n_queries, n_rows * n_queries)
                 keys = _slice(group.places.start * heads + head * n_keys, n_rows * n_keys)
-                yield queries, keys, (group.n_texts, n_heads, n_queries, n_keys), bias
+                shape = (group.n_texts, n_heads, n_queries, n_keys)
+                yield _Block(queries, keys, slice(0, math.prod(shape)), shape, bias)
 
     def _bias(self, group: Group, dtype: torch.dtype) -> torch.Tensor | None:
         """Return what is added to the scores of a group."""

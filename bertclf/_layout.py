@@ -17,7 +17,8 @@ from bertclf._dropout import KeepMasks
 # took 4.7 ms one by one, 3.9 in groups of four and of eight, 4.2 of sixteen, 5.3 in one (two cores of a Xeon with AMX).
 TEXTS_PER_GROUP = 8
 
-# Scores of one head in a group: eight texts of 90 tokens, or one of 256.
+# Scores of one head in a group: eight texts of 90 tokens, or one of 256. Sixteen heads of it fill a part that passes at
+# once, see `_groups`.
 SCORES_PER_GROUP = 1 << 16
 
 # On other devices a product costs mostly its start, so groups hold this many times as much. Not measured.

@@ -20,7 +20,8 @@ from bertclf._trees import with_same_weights
 # Many more tell the head little more, while each costs a pass through the network and a longer regression.
 MAX_TEXTS = 8192
 
-# Times the penalty of the other coefficients: hardly any, but a class without texts must have an intercept.
+# Times the penalty of the other coefficients: hardly any, as a regression tells other texts apart better than with one
+# (docs/accuracy.md), but enough for the intercept of a class without texts to stay finite.
 PENALTY_OF_INTERCEPTS = 0.01
 
 # A start need not be the optimum.
@@ -109,8 +110,8 @@ def start_head(
     class and, where texts are few, is taken for much. A head drawn at random sends gradients into the encoder that have
     more to do with the draw than with the texts, and on few texts it never catches up. A regression that knows its
     texts by heart sends none: so it is added at a strength with which it is no surer of them than one can be of others,
-    see `_strength`. What was drawn stays below: it lets the encoder begin to learn where the regression finds nothing.
-    Nothing is added where inputs are not finite, of which the first step will tell.
+    as far as there are enough to tell, see `_strength`. What was drawn stays below: it lets the encoder begin to learn
+    where the regression finds nothing. Nothing is added where inputs are not finite, of which the first step will tell.
 
     Parameters
     ----------
@@ -162,16 +163,26 @@ class _Texts:
     @property
     def columns(self) -> npt.NDArray[np.float32]:
         """The inputs, and a column of ones behind them if there is an intercept."""
-        ones = np.ones((len(self.inputs), int(self.has_intercept)), dtype=np.float32)
-        return np.concatenate([self.inputs, ones], axis=1)
+        return self._with_ones(self.inputs)
 
     @property
     def columns_of_one_norm(self) -> npt.NDArray[np.float32]:
-        """The columns, with inputs scaled to the mean of their norms; zeros stay zeros."""
-        norms = np.linalg.norm(self.inputs.astype(np.float64), axis=1, keepdims=True)
-        factors = norms.mean() / np.where(norms > 0, norms, 1.0)
-        scaled = (self.inputs * factors).astype(np.float32)
-        return np.concatenate([scaled, self.columns[:, self.inputs.shape[1] :]], axis=1)
+        """The columns, with inputs scaled to the mean of their norms but for zeros, which stay and don't count."""
+        norms = np.sqrt(np.einsum("ij,ij->i", self.inputs, self.inputs, dtype=np.float64))
+        is_zero = norms == 0
+        factors = norms.mean(where=~is_zero) / np.where(is_zero, 1.0, norms) if not is_zero.all() else norms
+        return self._with_ones((self.inputs * factors[:, None]).astype(np.float32))
+
+    def _with_ones(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        ones = np.ones((len(inputs), int(self.has_intercept)), dtype=np.float32)
+        return np.concatenate([inputs, ones], axis=1)
+
+    @property
+    def effective_number(self) -> float:
+        """How many texts of equal weight, none a copy of another, tell as much: Kish (1965), "Survey Sampling"."""
+        weights = np.bincount(self.copies, self.weights.reshape(len(self.copies), -1).mean(axis=1))
+        squares = float(np.square(weights).sum())
+        return float(weights.sum()) ** 2 / squares if squares > 0 else 0.0
 
     def loss(self, strength: float, logits: npt.NDArray[np.float32]) -> float:
         """Return the loss of logits in two parts, see `_at`, as if the mean of the weights were one."""
@@ -198,7 +209,7 @@ def _strength(regression: npt.NDArray[np.float32], texts: _Texts) -> float:
     the same, and no other depends on it.
     """
     judged, others = _unseen(texts)
-    n_unseen = _effective_number(texts.weights[judged])
+    n_unseen = texts[judged].effective_number if len(judged) else 0.0
     if n_unseen == 0:
         return 1.0
     of_others = _strength_of_others(regression, texts[judged], others)
@@ -231,12 +242,6 @@ def _strength_of_others(regression: npt.NDArray[np.float32], seen: _Texts, other
     return float(brentq(lambda strength: seen.loss(strength, own) - lowest, 0.0, 1.0, xtol=1e-4))
 
 
-def _effective_number(weights: npt.NDArray[np.float32]) -> float:
-    """Return how many texts of equal weight tell as much: Kish (1965), "Survey Sampling"."""
-    squares = float(np.square(weights, dtype=np.float64).sum())
-    return float(weights.sum(dtype=np.float64)) ** 2 / squares if squares > 0 else 0.0
-
-
 def _unseen(texts: _Texts) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Return rows of texts, and the logits, in two parts, of regressions on the four fifths that they are not in.
 
@@ -251,7 +256,7 @@ def _unseen(texts: _Texts) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float3
         known, others = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
         if texts.targets.ndim == 1:
             others = others[np.isin(texts.targets[others], texts.targets[known])]
-        if len(others) and len(rows) < ENOUGH_UNSEEN:
+        if len(known) and len(others) and len(rows) < ENOUGH_UNSEEN:
             found = texts[others].columns @ _regression(texts[known]).swapaxes(1, 2)
             rows, logits = np.concatenate([rows, others]), np.concatenate([logits, found], axis=1)
     return rows, logits

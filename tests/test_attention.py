@@ -101,6 +101,23 @@ def test_scores_that_pass_in_parts_change_nothing(monkeypatch, scores_per_part, 
     assert_agrees(states_of(MIXED, heads=5), MIXED, **pattern)
 
 
+def test_long_texts_in_bfloat16_agree_with_float32_and_keep_their_shares_in_it():
+    lengths = [300, 40, 37]
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(sum(lengths), 4, 32, generator=generator).bfloat16().requires_grad_() for _ in range(3)]
+    exact = [some.detach().float().requires_grad_() for some in states]
+    attended, expected = (attend(*some, layout_of(lengths), scaling=32**-0.5) for some in (states, exact))
+    _, _, _, signed = attended.grad_fn.saved_tensors
+    assert (attended.dtype, signed.dtype) == (torch.bfloat16, torch.float32)
+    upstream = torch.randn(expected.shape, generator=generator)
+    gradients = (
+        torch.autograd.grad(attended, states, upstream.bfloat16()),
+        torch.autograd.grad(expected, exact, upstream),
+    )
+    for found, right in zip((attended, *gradients[0]), (expected, *gradients[1]), strict=True):
+        assert (found.float() - right).norm() < 0.01 * right.norm()
+
+
 def test_parts_hold_all_scores_once_and_no_more_than_allowed(monkeypatch):
     monkeypatch.setattr(_groups, "SCORES_PER_PART", 1000)
     pattern = Pattern(
@@ -118,6 +135,19 @@ def test_parts_hold_all_scores_once_and_no_more_than_allowed(monkeypatch):
     assert [part.scores for part in parts] == [slice(0, 800), slice(800, 1200), slice(1200, 2000), slice(2000, 2550)]
     places = [place for part in parts for block in part.blocks for place in range(block.keys.start, block.keys.stop)]
     assert places == [*range(3 * 52)]
+
+
+def test_heads_are_cut_into_equal_numbers_and_less_on_other_devices():
+    pattern = {"scaling": 1.0, "dropout": 0.0, "causal": False, "window": None, "one_query": False}
+    shapes = {
+        device: [
+            block.shape
+            for part in Pattern(layout_of([300], device=torch.device(device)), **pattern).parts(12, torch.float32)
+            for block in part.blocks
+        ]
+        for device in ("cpu", "meta")
+    }
+    assert shapes == {"cpu": [(1, 6, 300, 300)] * 2, "meta": [(1, 12, 300, 300)]}
 
 
 @settings(deadline=None)
@@ -143,8 +173,12 @@ def test_a_group_holds_no_more_scores_than_allowed():
 
 @pytest.mark.parametrize("window", [None, 4, 100])
 @pytest.mark.parametrize("causal", [False, True])
-def test_first_tokens_alone_get_what_they_get_among_all(causal, window):
-    states = states_of(MIXED)
+@pytest.mark.parametrize(("scores_per_part", "texts_per_group"), [(1 << 20, 8), (30, 1)])
+def test_first_tokens_alone_get_what_they_get_among_all(monkeypatch, causal, window, scores_per_part, texts_per_group):
+    monkeypatch.setattr(_groups, "SCORES_PER_PART", scores_per_part)
+    monkeypatch.setattr(_layout, "TEXTS_PER_GROUP", texts_per_group)
+    monkeypatch.setattr(_layout, "SCORES_PER_GROUP", 9)
+    states = states_of(MIXED, heads=4)
     firsts = np.cumsum(MIXED) - MIXED
     pattern = {"causal": causal, "window": window}
     expected = plain(*states, MIXED, **pattern)[firsts]

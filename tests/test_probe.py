@@ -183,7 +183,7 @@ def begun():
         network.classifier = torch.nn.Linear(inputs.shape[1], n_classes, bias=bias)
         drawn = copy.deepcopy(network.classifier)
         if weights is None:
-            weights = np.ones(len(inputs) if targets.ndim == 1 else (len(inputs), 1), dtype=np.float32)
+            weights = np.ones(targets.shape, dtype=np.float32)
         start_head(network, inputs, targets, weights, copies=np.arange(len(inputs)) if copies is None else copies)
         given = torch.from_numpy(inputs)
         with torch.no_grad():
@@ -223,14 +223,17 @@ def test_where_nothing_holds_for_other_texts_hardly_anything_is_added(begun, n_c
 
 
 @pytest.mark.usefixtures("as_others_say")
-@pytest.mark.parametrize(("n_texts", "tolerance"), [(100, 0.2), (2000, 0.06)])
-def test_a_head_begins_no_surer_of_what_it_has_seen_than_it_is_right_about_others(begun, n_texts, tolerance):
+@pytest.mark.parametrize(("n_texts", "spread", "tolerance"), [(100, 0.0, 0.2), (2000, 0.0, 0.06), (2000, 0.8, 0.065)])
+def test_a_head_begins_no_surer_of_what_it_has_seen_than_it_is_right_about_others(begun, n_texts, spread, tolerance):
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(2 * n_texts, 200)).astype(np.float32)
     targets = (inputs[:, :3] + generator.normal(scale=0.5, size=(2 * n_texts, 3))).argmax(axis=1)
+    inputs *= np.exp(generator.normal(scale=spread, size=(2 * n_texts, 1))).astype(np.float32)
     seen, others = slice(n_texts), slice(n_texts, None)
     added = begun(inputs[seen], targets[seen], 3)
-    regression = LogisticRegression(fit_intercept=False, max_iter=1000).fit(inputs[seen], targets[seen])
+    norms = np.linalg.norm(inputs[seen], axis=1, keepdims=True)
+    regression = LogisticRegression(fit_intercept=False, max_iter=1000)
+    regression.fit(inputs[seen] / norms * norms.mean(), targets[seen])
     whole = regression.decision_function(inputs).astype(np.float32)
     strengths = np.linspace(0, 1, 101, dtype=np.float32)
     lowest = min(loss_of(whole[others] * strength, targets[others]) for strength in strengths)
@@ -328,16 +331,47 @@ def test_copies_of_texts_are_numbered_alike_in_windows_too(checkpoint):
         assert store.numbers_of(np.array([1, 2, 3])).tolist() == [0, 1, 0]
 
 
-def test_the_fewer_other_texts_the_nearer_is_a_regression_to_what_it_is(begun, monkeypatch):
-    found, expected = {}, {}
-    for n_texts in (5, 50, 200):
-        inputs, labels = noise(n_texts, [0.4, 0.6])
-        held_back = told(begun(inputs, labels, 2)).std()
-        with monkeypatch.context() as patch:
-            patch.setattr(_probe, "_strength", lambda *_: 1.0)
-            found[n_texts] = held_back / told(begun(inputs, labels, 2)).std()
-        expected[n_texts] = 5 / (n_texts + 5)
-    assert found == pytest.approx(expected, abs=0.02)
+def strength_of(begun, monkeypatch, inputs, targets, n_classes, **named):
+    """Return by how much a regression is held back."""
+    held_back = told(begun(inputs, targets, n_classes, **named)).std()
+    with monkeypatch.context() as patch:
+        patch.setattr(_probe, "_strength", lambda *_: 1.0)
+        return held_back / told(begun(inputs, targets, n_classes, **named)).std()
+
+
+@pytest.mark.parametrize("n_labels", [None, 2])
+@pytest.mark.parametrize("n_texts", [5, 50, 200])
+def test_the_fewer_other_texts_the_nearer_is_a_regression_to_what_it_is(begun, monkeypatch, n_texts, n_labels):
+    inputs, labels = noise(n_texts, [0.4, 0.6])
+    targets = labels if n_labels is None else np.stack([labels, 1 - labels], axis=1).astype(np.float32)
+    strength = strength_of(begun, monkeypatch, inputs, targets, 2)
+    assert strength == pytest.approx(5 / (n_texts + 5), abs=0.03)
+
+
+def test_copies_and_texts_of_hardly_any_weight_are_no_more_other_texts(begun, monkeypatch):
+    inputs, labels = noise(20, [0.5, 0.5])
+    many, copies = (np.repeat(rows, 10, axis=0) for rows in (inputs, np.arange(20)))
+    copied = strength_of(begun, monkeypatch, many, np.repeat(labels, 10), 2, copies=copies)
+    weights = np.concatenate([np.ones(20), np.full(180, 1e-4)]).astype(np.float32)
+    more, more_labels = noise(180, [0.5, 0.5])
+    light = strength_of(
+        begun,
+        monkeypatch,
+        np.concatenate([inputs, more]),
+        np.concatenate([labels, more_labels]),
+        2,
+        weights=weights / weights.mean(),
+    )
+    assert [copied, light] == pytest.approx([5 / 25] * 2, abs=0.03)
+
+
+@pytest.mark.parametrize("n_copies", [1, 3])
+def test_a_matrix_of_one_text_is_taken_as_it_is(begun, monkeypatch, n_copies):
+    inputs, targets = np.ones((n_copies, 4), dtype=np.float32), np.tile(np.float32([1, 0]), (n_copies, 1))
+    added = begun(inputs, targets, 2, copies=np.zeros(n_copies, dtype=np.int64))
+    monkeypatch.setattr(_probe, "_strength", lambda *_: 1.0)
+    whole = begun(inputs, targets, 2, copies=np.zeros(n_copies, dtype=np.int64))
+    np.testing.assert_allclose(added, whole, rtol=1e-5)
 
 
 def test_where_no_text_can_be_judged_the_regression_is_taken_as_it_is(begun, monkeypatch):

@@ -57,8 +57,8 @@ def main(argv=None):
             train, test = read_set(arguments.data, SETS[name])
             train = some_of(train, arguments.rows)
             for way in arguments.ways:
-                key = {"set": name, "way": way, "model": Path(arguments.model).name, "rows": len(train.texts)}
-                key["seed"] = seed
+                key = {"set": name, "way": way, "model": Path(arguments.model).name, "seed": seed}
+                key |= {"rows": len(train.texts)}
                 wanted.append(key)
                 if not found_in(arguments.runs, [key]):
                     append(key | run(way, train, test, model=arguments.model, seed=seed), file=arguments.runs)
