@@ -169,8 +169,9 @@ class _Texts:
     def columns_of_one_norm(self) -> npt.NDArray[np.float32]:
         """The columns, with inputs scaled to the mean of their norms but for zeros, which stay and don't count."""
         norms = np.sqrt(np.einsum("ij,ij->i", self.inputs, self.inputs, dtype=np.float64))
-        is_zero = norms == 0
-        factors = norms.mean(where=~is_zero) / np.where(is_zero, 1.0, norms) if not is_zero.all() else norms
+        above_zero = norms[norms > 0]
+        mean = above_zero.mean() if len(above_zero) else 0.0
+        factors = mean / np.where(norms > 0, norms, 1.0)
         return self._with_ones((self.inputs * factors[:, None]).astype(np.float32))
 
     def _with_ones(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
