@@ -285,11 +285,12 @@ def _regression(texts: _Texts) -> npt.NDArray[np.float32]:
 
 def _minimum(columns: npt.NDArray[np.float32], texts: _Texts) -> npt.NDArray[np.float32]:
     """Return the coefficients of these columns with the lowest penalised loss, a row an output."""
-    given, known, weighed = (torch.from_numpy(values) for values in (columns, texts.targets, texts.weights))
-    n_losses = texts.targets.size
-    penalties = torch.ones(columns.shape[1])
+    penalty = np.ones(columns.shape[1], dtype=np.float32)
     if texts.has_intercept:
-        penalties[-1] = PENALTY_OF_INTERCEPTS
+        penalty[-1] = PENALTY_OF_INTERCEPTS
+    # Not made by torch, whose default device may be another.
+    given, known, weighed, penalties = map(torch.from_numpy, (columns, texts.targets, texts.weights, penalty))
+    n_losses = texts.targets.size
 
     def loss_and_gradient(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         """Return the penalised loss and its gradient."""
