@@ -121,11 +121,20 @@ def found_in(file, keys):
     return [run for run in runs if any(key.items() <= run.items() for key in keys)]
 
 
-def append(result, *, file):
-    """Write a run at the end of a file of JSON lines, and show it."""
-    with file.open("a", encoding="utf-8") as stream:
-        print(json.dumps(result), file=stream)
-    print(json.dumps(result), flush=True)
+def found_or_run(cases, *, file):
+    """Return the runs of some cases from a file of JSON lines; those that don't stand there are run, shown and added.
+
+    Cases are pairs: what tells a run from others, as a dict, and a function that returns its scores.
+    """
+    keys = []
+    for key, scores in cases:
+        keys.append(key)
+        if not found_in(file, [key]):
+            line = json.dumps(key | scores())
+            with file.open("a", encoding="utf-8") as stream:
+                print(line, file=stream)
+            print(line, flush=True)
+    return found_in(file, keys)
 
 
 def parsed_for_runs(description, argv, *, sets, ways, seeds):
@@ -147,6 +156,19 @@ def parsed_for_runs(description, argv, *, sets, ways, seeds):
     arguments.model = arguments.model or minilm_folder()
     arguments.ways = [way for way in arguments.ways if way not in NEEDS or is_installed(NEEDS[way], way=way)]
     return arguments
+
+
+def rows_of_sets(arguments):
+    """Yield for each seed and set what tells its runs from others, the training rows asked for, and the test rows."""
+    for seed in arguments.seeds:
+        for name in arguments.sets:
+            train, test = read_set(arguments.data, SETS[name])
+            yield {"set": name, "model": Path(arguments.model).name, "seed": seed}, some_of(train, arguments.rows), test
+
+
+def show(table):
+    """Print a table below what its scores depend on beside the code."""
+    print(f"{processor()}; {name_of(best_dtype())}; {versions()}.\n\n{table}")
 
 
 def bertclf(train, test, *, model, seed, **settings):
@@ -330,23 +352,20 @@ def table(runs):
     return "\n".join(lines)
 
 
+def cases(arguments):
+    """Yield the runs of each seed, set and way, as `found_or_run` takes them."""
+    for key, train, test in rows_of_sets(arguments):
+        for way in arguments.ways:
+            seed = 0 if way in WITHOUT_CHANCE else key["seed"]
+            scores = partial(run, way, train, test, model=arguments.model, seed=seed)
+            yield key | {"way": way, "rows": len(train.texts), "seed": seed}, scores
+
+
 def main(argv=None):
-    """Run what is missing and print the table."""
+    """Run what is missing and print the table, also of ways and seeds that were run before."""
     arguments = parsed_for_runs(__doc__, argv, sets=list(SETS), ways=list(WAYS), seeds=range(5))
-    model = arguments.model
-    wanted = {}
-    for seed in arguments.seeds:
-        for name in arguments.sets:
-            train, test = read_set(arguments.data, SETS[name])
-            train = some_of(train, arguments.rows)
-            for way in arguments.ways:
-                key = {"set": name, "way": way, "model": Path(model).name, "rows": len(train.texts)}
-                key["seed"] = 0 if way in WITHOUT_CHANCE else seed
-                wanted[name] = {field: key[field] for field in ("set", "model", "rows")}
-                if not found_in(arguments.runs, [key]):
-                    append(key | run(way, train, test, model=model, seed=seed), file=arguments.runs)
-    shown = found_in(arguments.runs, wanted.values())
-    print(f"{processor()}; {name_of(best_dtype())}; {versions()}.\n\n{table(shown)}")
+    ran = found_or_run(cases(arguments), file=arguments.runs)
+    show(table(found_in(arguments.runs, [{field: run[field] for field in ("set", "model", "rows")} for run in ran])))
 
 
 if __name__ == "__main__":

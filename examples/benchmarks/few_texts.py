@@ -7,11 +7,10 @@ Ways are those of `accuracy.py`. Each run appends one JSON line to `--runs`; run
 
 import statistics
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import numpy as np
-from accuracy import SETS, WAYS, append, found_in, mean_and_spread, parsed_for_runs, read_set, run, some_of
-from common import best_dtype, name_of, processor, versions
+from accuracy import WAYS, found_or_run, mean_and_spread, parsed_for_runs, rows_of_sets, run, show, some_of
 
 DRAWN_FROM = ("trec", "mr", "sms_spam", "germeval2018_de", "emotion6", "banking77")
 TEXTS_A_CLASS = (1, 2, 4, 8, 16)
@@ -43,24 +42,21 @@ def table(runs):
     return "\n".join(lines)
 
 
+def cases(arguments):
+    """Yield the runs of each seed, set, number of texts and way, as `found_or_run` takes them."""
+    for key, train, test in rows_of_sets(arguments):
+        some = some_of(test, N_TEST_ROWS)
+        for n_texts in TEXTS_A_CLASS:
+            few = drawn(train, n_texts, seed=key["seed"])
+            for way in arguments.ways:
+                scores = partial(run, way, few, some, model=arguments.model, seed=key["seed"])
+                yield key | {"way": way, "per_class": n_texts, "drawn_from": len(train.texts)}, scores
+
+
 def main(argv=None):
     """Run what is missing and print the table."""
     arguments = parsed_for_runs(__doc__, argv, sets=DRAWN_FROM, ways=list(WAYS), seeds=range(3))
-    model = arguments.model
-    wanted = []
-    for seed in arguments.seeds:
-        for name in arguments.sets:
-            train, test = read_set(arguments.data, SETS[name])
-            train, test = some_of(train, arguments.rows), some_of(test, N_TEST_ROWS)
-            for n_texts in TEXTS_A_CLASS:
-                few = drawn(train, n_texts, seed=seed)
-                for way in arguments.ways:
-                    key = {"set": name, "way": way, "model": Path(model).name, "seed": seed}
-                    key |= {"per_class": n_texts, "drawn_from": len(train.texts)}
-                    wanted.append(key)
-                    if not found_in(arguments.runs, [key]):
-                        append(key | run(way, few, test, model=model, seed=seed), file=arguments.runs)
-    print(f"{processor()}; {name_of(best_dtype())}; {versions()}.\n\n{table(found_in(arguments.runs, wanted))}")
+    show(table(found_or_run(cases(arguments), file=arguments.runs)))
 
 
 if __name__ == "__main__":

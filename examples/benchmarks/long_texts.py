@@ -9,11 +9,10 @@ are not repeated.
 
 import statistics
 import time
-from pathlib import Path
+from functools import partial
 
 import numpy as np
-from accuracy import SETS, append, found_in, machine, mean_and_spread, measures, parsed_for_runs, read_set, some_of
-from common import best_dtype, name_of, processor, versions
+from accuracy import found_or_run, machine, mean_and_spread, measures, parsed_for_runs, rows_of_sets, show
 
 from bertclf import BertSequenceClassifier
 
@@ -48,21 +47,18 @@ def table(runs):
     return "\n".join(lines)
 
 
+def cases(arguments):
+    """Yield the runs of each seed, set and way, as `found_or_run` takes them."""
+    for key, train, test in rows_of_sets(arguments):
+        for way in arguments.ways:
+            scores = partial(run, way, train, test, model=arguments.model, seed=key["seed"])
+            yield key | {"way": way, "rows": len(train.texts)}, scores
+
+
 def main(argv=None):
     """Run what is missing and print the table."""
     arguments = parsed_for_runs(__doc__, argv, sets=LONG, ways=WAYS, seeds=range(3))
-    wanted = []
-    for seed in arguments.seeds:
-        for name in arguments.sets:
-            train, test = read_set(arguments.data, SETS[name])
-            train = some_of(train, arguments.rows)
-            for way in arguments.ways:
-                key = {"set": name, "way": way, "model": Path(arguments.model).name, "seed": seed}
-                key |= {"rows": len(train.texts)}
-                wanted.append(key)
-                if not found_in(arguments.runs, [key]):
-                    append(key | run(way, train, test, model=arguments.model, seed=seed), file=arguments.runs)
-    print(f"{processor()}; {name_of(best_dtype())}; {versions()}.\n\n{table(found_in(arguments.runs, wanted))}")
+    show(table(found_or_run(cases(arguments), file=arguments.runs)))
 
 
 if __name__ == "__main__":

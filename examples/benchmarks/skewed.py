@@ -10,11 +10,10 @@ threshold. Each run appends one JSON line to `--runs`; runs that stand there are
 
 import statistics
 import time
-from pathlib import Path
+from functools import partial
 
 import numpy as np
-from accuracy import SETS, append, found_in, machine, parsed_for_runs, read_set, some_of
-from common import best_dtype, name_of, processor, versions
+from accuracy import found_or_run, machine, parsed_for_runs, rows_of_sets, show
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from sklearn.model_selection import TunedThresholdClassifierCV
 
@@ -69,22 +68,19 @@ def table(runs):
     return "\n".join(lines)
 
 
+def cases(arguments):
+    """Yield the runs of each seed, set and way that is for its labels, as `found_or_run` takes them."""
+    for key, train, test in rows_of_sets(arguments):
+        for way in arguments.ways:
+            classifier = classifier_of(way, train, model=arguments.model, seed=key["seed"])
+            if classifier is not None:
+                yield key | {"way": way, "rows": len(train.texts)}, partial(run, classifier, train, test)
+
+
 def main(argv=None):
     """Run what is missing and print the table."""
     arguments = parsed_for_runs(__doc__, argv, sets=SKEWED, ways=(DEFAULTS, BALANCED, TUNED), seeds=range(3))
-    model = arguments.model
-    wanted = []
-    for seed in arguments.seeds:
-        for name in arguments.sets:
-            train, test = read_set(arguments.data, SETS[name])
-            train = some_of(train, arguments.rows)
-            for way in arguments.ways:
-                classifier = classifier_of(way, train, model=model, seed=seed)
-                key = {"set": name, "way": way, "model": Path(model).name, "rows": len(train.texts), "seed": seed}
-                wanted.append(key)
-                if classifier is not None and not found_in(arguments.runs, [key]):
-                    append(key | run(classifier, train, test), file=arguments.runs)
-    print(f"{processor()}; {name_of(best_dtype())}; {versions()}.\n\n{table(found_in(arguments.runs, wanted))}")
+    show(table(found_or_run(cases(arguments), file=arguments.runs)))
 
 
 if __name__ == "__main__":
