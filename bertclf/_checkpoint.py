@@ -113,7 +113,7 @@ def load_checkpoint(
     OSError
         If the checkpoint is not there or can't be read.
     ModelFileError
-        If one of its files is damaged, or asks for code of its own.
+        If one of its files is damaged, of an architecture that can't classify, or asks for code of its own.
     ValueError
         If transformers can't classify with it.
     """
@@ -141,6 +141,25 @@ def load_checkpoint(
             "padding beside a text. Use pooling='mean' or 'last', or if that doesn't help another architecture."
         )
     return Checkpoint(network, tokenizer)
+
+
+def check_architecture(settings: dict[str, Any], file: Path) -> None:
+    """Raise `ModelFileError` if the settings of a network in a file are of none that transformers can classify with.
+
+    To be called before a configuration is made of them: those of some other architectures ask the Hub for more
+    (CVE-2026-5241).
+    """
+    model_type = settings.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ModelFileError(
+            f"{file} has model_type {str(model_type)[:40]!r}, which this version of transformers does not know. Update "
+            "transformers, or use another checkpoint."
+        )
+    if model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise ModelFileError(
+            f"{file} is of a {model_type}, an architecture that transformers has no sequence-classification network "
+            "for. Use an encoder such as BERT, or a decoder such as GPT-2."
+        )
 
 
 def problem_type(n_labels: int, *, multilabel: bool) -> str | None:
@@ -265,18 +284,7 @@ def _refuse_foreign_code(folder: Path) -> None:
     refuse_paths_in_arguments(_read_json(folder / TOKENIZER_CONFIG), folder / TOKENIZER_CONFIG)
     if not (folder / CONFIG).is_file():
         raise OSError(f"{folder} holds no config.json: it is no checkpoint. Pass a folder saved by save_pretrained.")
-    model_type = _read_json(folder / CONFIG).get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"{folder / CONFIG} has model_type {model_type!r}, which this version of transformers does not "
-            "know. Update transformers, or use another checkpoint."
-        )
-    # Before the configuration is made: those of some other architectures ask the Hub for more (CVE-2026-5241).
-    if model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-        raise ValueError(
-            f"{folder} is a {model_type}, an architecture that transformers has no sequence-classification network "
-            "for. Use an encoder such as BERT, or a decoder such as GPT-2."
-        )
+    check_architecture(_read_json(folder / CONFIG), folder / CONFIG)
 
 
 def _check_weights(folder: Path) -> None:

@@ -456,7 +456,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         OSError
             If `model` can't be found or read, or `checkpoint` can't be written.
         ModelFileError
-            If a file of `model` is damaged or asks for code of its own, or the file in `checkpoint` is damaged.
+            If a file of `model` is damaged, is of an architecture that can't classify, or asks for code of its own, or
+            the file in `checkpoint` is damaged.
         FloatingPointError
             If the training diverges.
 
@@ -560,7 +561,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         OSError
             If the checkpoint can't be found or read.
         ModelFileError
-            If a file of the checkpoint is damaged, or asks for code of its own.
+            If a file of the checkpoint is damaged, of an architecture that can't classify, or asks for code of its own.
         FloatingPointError
             If the training diverges.
         """

@@ -30,7 +30,7 @@ EXCHANGE, CURRENT_FOLDER = 2, -100
 
 
 class ModelFileError(ValueError):
-    """A file of a model or of a checkpoint is damaged, or is refused since it could do harm.
+    """A file of a model or of a checkpoint is damaged, of no network that can classify, or refused as it could do harm.
 
     The message names the file and the reason.
     """

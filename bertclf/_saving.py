@@ -16,15 +16,13 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save
 from transformers import (
-    CONFIG_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from bertclf._checkpoint import Checkpoint, build_network, needed_weights, problem_type
+from bertclf._checkpoint import Checkpoint, build_network, check_architecture, needed_weights, problem_type
 from bertclf._device import choose_compute
 from bertclf._encoding import Way
 from bertclf._engine import Engine
@@ -266,15 +264,7 @@ def _read_config(content: bytes, manifest: Manifest, file: Path) -> PretrainedCo
     """Return the configuration of a network that transformers has, with the labels of the manifest."""
     settings = parse_json(content, file)
     refuse_code(settings, file)
-    model_type = settings.get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise ModelFileError(
-            f"{file} has model_type {str(model_type)[:40]!r}, which this version of transformers does not know. Update "
-            "transformers."
-        )
-    # Before the configuration is made: those of some other architectures ask the Hub for more (CVE-2026-5241).
-    if model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-        raise ModelFileError(f"{file} is of a {model_type}, which transformers can't classify texts with.")
+    check_architecture(settings, file)
     if foreign := [name for name in settings if name.startswith("_") or name == "quantization_config"]:
         raise ModelFileError(f"{file} has the key {foreign[0][:40]!r}, which save_pretrained does not write.")
     with blaming(file):
@@ -289,7 +279,7 @@ def _read_config(content: bytes, manifest: Manifest, file: Path) -> PretrainedCo
         _check_sizes(settings)
         config: PretrainedConfig = AutoConfig.for_model(**settings)
         if manifest.pooling is not None and type(config) not in MODEL_MAPPING:
-            raise ValueError(f"transformers has no encoder of a {model_type}")
+            raise ValueError(f"transformers has no encoder of a {config.model_type}")
     return config
 
 

@@ -157,7 +157,7 @@ def test_an_unknown_architecture_is_named(folder):
 
 def test_an_architecture_that_classifies_nothing_is_named(folder):
     edit(folder / "config.json", model_type="vit")
-    with pytest.raises(ValueError, match=r"is a vit, an architecture that transformers has no"):
+    with pytest.raises(ValueError, match=r"is of a vit, an architecture that transformers has no"):
         load_checkpoint(folder, **DEFAULTS)
 
 
