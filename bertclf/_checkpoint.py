@@ -115,7 +115,7 @@ def load_checkpoint(
     ModelFileError
         If one of its files is damaged, of an architecture that can't classify, or asks for code of its own.
     ValueError
-        If transformers can't classify with it.
+        If `revision` or `pooling` doesn't suit it, or its answers depend on the padding.
     """
     folder = _locate(model, revision=revision, verbose=verbose)
     _refuse_foreign_code(folder)
@@ -150,9 +150,14 @@ def check_architecture(settings: dict[str, Any], file: Path) -> None:
     (CVE-2026-5241).
     """
     model_type = settings.get("model_type")
+    if model_type is None:
+        raise ModelFileError(
+            f'{file} has no model_type, which says what network it is of. Add it, such as "model_type": "bert", or use '
+            "another checkpoint."
+        )
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ModelFileError(
-            f"{file} has model_type {str(model_type)[:40]!r}, which this version of transformers does not know. Update "
+            f"{file} has model_type {repr(model_type)[:40]}, which this version of transformers does not know. Update "
             "transformers, or use another checkpoint."
         )
     if model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:

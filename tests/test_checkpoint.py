@@ -151,13 +151,19 @@ def test_a_broken_config_names_the_file(folder):
 
 def test_an_unknown_architecture_is_named(folder):
     edit(folder / "config.json", model_type="perceptron9000")
-    with pytest.raises(ValueError, match=r"model_type 'perceptron9000', which this version of transformers"):
+    with pytest.raises(ModelFileError, match=r"config.json has model_type 'perceptron9000', which this version of"):
+        load_checkpoint(folder, **DEFAULTS)
+
+
+def test_a_configuration_of_no_architecture_says_what_to_add(folder):
+    edit(folder / "config.json", model_type=None)
+    with pytest.raises(ModelFileError, match=r'config.json has no model_type, .* Add it, such as "model_type": "bert"'):
         load_checkpoint(folder, **DEFAULTS)
 
 
 def test_an_architecture_that_classifies_nothing_is_named(folder):
     edit(folder / "config.json", model_type="vit")
-    with pytest.raises(ValueError, match=r"is of a vit, an architecture that transformers has no"):
+    with pytest.raises(ModelFileError, match=r"config.json is of a vit, an architecture that transformers has no"):
         load_checkpoint(folder, **DEFAULTS)
 
 

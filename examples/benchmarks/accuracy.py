@@ -121,13 +121,13 @@ def found_in(file, keys):
     return [run for run in runs if any(key.items() <= run.items() for key in keys)]
 
 
-def found_or_run(cases, *, file):
+def found_or_run(wanted, *, file):
     """Return the runs of some cases from a file of JSON lines; those that don't stand there are run, shown and added.
 
     Cases are pairs: what tells a run from others, as a dict, and a function that returns its scores.
     """
     keys = []
-    for key, scores in cases:
+    for key, scores in wanted:
         keys.append(key)
         if not found_in(file, [key]):
             line = json.dumps(key | scores())
@@ -166,9 +166,9 @@ def rows_of_sets(arguments):
             yield {"set": name, "model": Path(arguments.model).name, "seed": seed}, some_of(train, arguments.rows), test
 
 
-def show(table):
-    """Print a table below what its scores depend on beside the code."""
-    print(f"{processor()}; {name_of(best_dtype())}; {versions()}.\n\n{table}")
+def show(rows):
+    """Print processor, precision and versions, and a table below."""
+    print(f"{processor()}; {name_of(best_dtype())}; {versions()}.\n\n{rows}")
 
 
 def bertclf(train, test, *, model, seed, **settings):
@@ -353,7 +353,7 @@ def table(runs):
 
 
 def cases(arguments):
-    """Yield the runs of each seed, set and way, as `found_or_run` takes them."""
+    """Yield a case for each seed, set and way, for `found_or_run`."""
     for key, train, test in rows_of_sets(arguments):
         for way in arguments.ways:
             seed = 0 if way in WITHOUT_CHANCE else key["seed"]

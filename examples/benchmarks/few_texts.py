@@ -43,7 +43,7 @@ def table(runs):
 
 
 def cases(arguments):
-    """Yield the runs of each seed, set, number of texts and way, as `found_or_run` takes them."""
+    """Yield a case for each seed, set, number of texts and way, for `found_or_run`."""
     for key, train, test in rows_of_sets(arguments):
         some = some_of(test, N_TEST_ROWS)
         for n_texts in TEXTS_A_CLASS:

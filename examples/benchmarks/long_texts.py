@@ -48,7 +48,7 @@ def table(runs):
 
 
 def cases(arguments):
-    """Yield the runs of each seed, set and way, as `found_or_run` takes them."""
+    """Yield a case for each seed, set and way, for `found_or_run`."""
     for key, train, test in rows_of_sets(arguments):
         for way in arguments.ways:
             scores = partial(run, way, train, test, model=arguments.model, seed=key["seed"])

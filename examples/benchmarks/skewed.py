@@ -69,7 +69,7 @@ def table(runs):
 
 
 def cases(arguments):
-    """Yield the runs of each seed, set and way that is for its labels, as `found_or_run` takes them."""
+    """Yield a case for each seed, set and way that is for its labels, for `found_or_run`."""
     for key, train, test in rows_of_sets(arguments):
         for way in arguments.ways:
             classifier = classifier_of(way, train, model=arguments.model, seed=key["seed"])
