@@ -75,12 +75,12 @@ class Pattern:
     @property
     def sees_whole_texts(self) -> bool:
         """Whether each query sees all of its text."""
-        return not self.causal and (self.window is None or self.window >= self.layout.shortest_and_longest[1])
+        return not self.causal and (self.window is None or self.window >= self.layout.longest)
 
-    def offsets_and_lengths(self) -> list[tuple[torch.Tensor, tuple[int, int]]]:
-        """Return for queries, keys and values where texts lie, and the tokens of the shortest and the longest."""
-        keys = self.layout.offsets, self.layout.shortest_and_longest
-        return [(self.layout.offsets_of_firsts, (1, 1)) if self.one_query else keys, keys, keys]
+    def starts_and_longest(self) -> tuple[torch.Tensor, int, torch.Tensor, int]:
+        """Return where texts start and the tokens of the longest, for queries and for keys."""
+        keys = self.layout.offsets, self.layout.longest
+        return (self.layout.offsets_of_firsts, 1, *keys) if self.one_query else (*keys, *keys)
 
     def rows_of_queries(self, heads: int) -> Rows:
         """Return how queries become rows; those of one token a text stand in order already."""

@@ -210,9 +210,9 @@ class Layout:
         return torch.arange(len(self.lengths) + 1, dtype=torch.int32, device=self.device)
 
     @cached_property
-    def shortest_and_longest(self) -> tuple[int, int]:
-        """Tokens of the shortest and of the longest text."""
-        return int(self.lengths.min()), int(self.lengths.max())
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return int(self.lengths.max())
 
     def _group(self, start: int, stop: int, *, first_place: int) -> Group:
         lengths = self.lengths[start:stop]

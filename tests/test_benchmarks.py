@@ -204,7 +204,7 @@ def test_without_its_engine_the_classifier_learns_the_same(checkpoint: Path, mon
 def test_checks_of_a_card_hold_on_the_cpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delitem(gpu.CHECKS, "pickles_travel")  # pickles go through other processes in their own tests
     with pytest.raises(SystemExit) as end:
-        gpu.main(["--device=cpu", "--quick", "--checks-only"])
+        gpu.main(["--device=cpu", "--quick", "--only=checks"])
     output = capsys.readouterr().out
     assert "FAILED" not in output
     assert f"{len(gpu.CHECKS)} of {len(gpu.CHECKS)} checks passed." in output

@@ -19,7 +19,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from common import BATCH_SIZE, LEARNING_RATE, MAX_LENGTH, best_dtype, is_installed, name_of, processor, versions
+from common import (
+    BATCH_SIZE,
+    LEARNING_RATE,
+    MAX_LENGTH,
+    best_dtype,
+    device,
+    is_installed,
+    name_of,
+    processor,
+    versions,
+)
 from minilm import minilm_folder
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -235,7 +245,7 @@ def embeddings(train, test, *, model, seed):
     """Fit a logistic regression on the embeddings of sentence-transformers."""
     from sentence_transformers import SentenceTransformer
 
-    encoder = SentenceTransformer(str(model), device="cpu")
+    encoder = SentenceTransformer(str(model), device=str(device()))
     vectors = [encoder.encode(rows.joined, show_progress_bar=False) for rows in (train, test)]
     return logistic_regression(train).fit(vectors[0], train.labels).predict_proba(vectors[1])
 
@@ -258,7 +268,7 @@ def setfit(train, test, *, model, seed):
     from setfit import TrainingArguments as SetFitArguments
 
     strategy = "one-vs-rest" if train.are_multilabel else None
-    encoder = SetFitModel.from_pretrained(str(model), device="cpu", multi_target_strategy=strategy)
+    encoder = SetFitModel.from_pretrained(str(model), device=str(device()), multi_target_strategy=strategy)
     rows = Dataset.from_dict({"text": train.joined, "label": train.labels.tolist()})
     with tempfile.TemporaryDirectory() as scratch:
         settings = SetFitArguments(

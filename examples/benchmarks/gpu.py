@@ -31,7 +31,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -46,7 +45,7 @@ from bertclf._device import Compute, choose_compute
 from bertclf._encoding import Way
 from bertclf._engine import Engine
 from bertclf._groups import Pattern, in_groups
-from bertclf._kernels import _with_jagged, _with_varlen
+from bertclf._kernels import _efficient_takes, _flash_takes, _with_efficient, _with_flash
 from bertclf._layout import Layout
 from bertclf._steps import Descent, LabelledTokens, Optimization, TrainingSettings, classification_loss
 from bertclf._tokens import tokenize
@@ -62,7 +61,7 @@ SMALL = {
     "num_attention_heads": 2,
     "intermediate_size": 128,
 }
-KERNELS = {"varlen": _with_varlen, "jagged": _with_jagged, "groups": in_groups}
+KERNELS = {"flash": _with_flash, "efficient": _with_efficient, "groups": in_groups}
 CHECKS, COMPARISONS = {}, {}
 
 
@@ -254,7 +253,7 @@ def bfloat16_is_near_the_padded_network(place):
 
 @check
 def chosen_kernels(place):
-    """Attention of BERT-like heads runs in kernels for ragged batches on a CUDA card."""
+    """Attention of BERT-like heads in half precision runs in kernels for ragged batches on a CUDA card."""
     layout = Layout(np.array([9, 4]), device=place.device)
     told = []
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -263,7 +262,7 @@ def chosen_kernels(place):
             pattern = Pattern(layout, scaling=0.1, dropout=dropout, causal=False, window=window, one_query=False)
             kernel = _kernels.choose(query, pattern).__name__.removeprefix("_")
             told.append(f"{str(dtype).removeprefix('torch.')} {dropout} {window}: {kernel}")
-            if place.is_cuda and window is None:
+            if place.is_cuda and window is None and dtype != torch.float32:
                 assert kernel != "in_groups", told[-1]
     return "; ".join(told)
 
@@ -284,12 +283,6 @@ def outputs_and_gradients(kernel, states, pattern):
     return torch.cat([each.detach().float().flatten() for each in (attended, *gradients)])
 
 
-def backends(place):
-    """Return what jagged tensors can end in here."""
-    fused = {"flash": SDPBackend.FLASH_ATTENTION, "memory-efficient": SDPBackend.EFFICIENT_ATTENTION}
-    return fused if place.is_cuda else {"math": SDPBackend.MATH}
-
-
 @check
 def each_kernel_is_that_of_the_groups(place):
     """Each kernel, forced, gives outputs and gradients of the groups in float32."""
@@ -303,16 +296,13 @@ def each_kernel_is_that_of_the_groups(place):
             states = attention_states(place, lengths, dtype, one_query=pattern.one_query)
             whole = [each.detach().float().requires_grad_() for each in states]
             expected = outputs_and_gradients(in_groups, whole, pattern)
-            ways = {"groups": (in_groups, None)}
-            if place.is_cuda and _kernels._varlen_takes(states[0], pattern):
-                ways["varlen"] = (_with_varlen, None)
-            if _kernels._jagged_takes(states[0], pattern) and (place.is_cuda or not pattern.causal):
-                ways |= {f"jagged {name}": (_with_jagged, backend) for name, backend in backends(place).items()}
-            if dtype == torch.float32:
-                ways.pop("jagged flash", None)
-            for name, (kernel, backend) in ways.items():
-                with contextlib.nullcontext() if backend is None else sdpa_kernel([backend]):
-                    apart = distance(outputs_and_gradients(kernel, states, pattern), expected)
+            ways = ["groups"]
+            if place.is_cuda and _flash_takes(states[0], pattern):
+                ways.append("flash")
+            if place.is_cuda and _efficient_takes(states[0], pattern):
+                ways.append("efficient")
+            for name in ways:
+                apart = distance(outputs_and_gradients(KERNELS[name], states, pattern), expected)
                 limit = 1e-4 if dtype == torch.float32 else 0.03
                 assert apart < limit, f"{name} in {dtype} with {changes}: {apart:.1e}"
                 told.append(apart)
@@ -361,17 +351,21 @@ def first_tokens_alone_change_nothing(place):
 
 @check
 def dropout_drops_its_share(place):
-    """Attention drops the share of the scores that it is asked to, and a gradient sees the same share."""
+    """Attention drops the share of the scores that it is asked to, and a gradient sees the same scores dropped."""
     lengths = [1] * 20_000 if place.is_cuda else [1] * 2000
     layout = Layout(np.array(lengths), device=place.device)
     pattern = Pattern(layout, scaling=1.0, dropout=0.25, causal=False, window=None, one_query=False)
     told = []
     dtypes = (torch.bfloat16, torch.float32) if place.is_cuda else (torch.float32,)
     for dtype in dtypes:
-        for name in ("jagged", "groups"):
+        for name, kernel in KERNELS.items():
             states = [torch.ones(len(lengths), 1, 8, device=place.device, dtype=dtype) for _ in range(3)]
             value = states[2].requires_grad_()
-            attended = KERNELS[name](*states, pattern)
+            with forced(*([] if name == "groups" else [kernel])):
+                if _kernels.choose(value, pattern) is not kernel:
+                    told.append(f"{name} is not taken in {dtype}")
+                    continue
+            attended = kernel(*states, pattern)
             (gradient,) = torch.autograd.grad(attended.sum(), value)
             assert torch.equal(gradient == 0, attended == 0), f"{name} in {dtype}: another mask in the gradient"
             share = float((attended == 0).float().mean())
@@ -681,21 +675,24 @@ def most_memory(place):
 TUNED = {"bf16": True, "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"}
 
 
-def training_table(place, texts):
-    """Return a table of ways to train on texts, and of the share of the matrix rate that each reaches."""
-    network = transformers.AutoModel.from_pretrained(place.checkpoint("base"))
-    in_layers = sum(weight.numel() for weight in network.encoder.parameters())
-    n_tokens = sum(len(text.split()) + 2 for text in texts)
-    operations = 6 * in_layers * n_tokens
+def training_ways(place, texts):
+    """Return ways to train on texts: ours first, and what `Trainer` is without and with settings for speed."""
     ways = {
         'bertclf, precision="bfloat16"': lambda: trained_by_us(place, texts, precision="bfloat16"),
         "Trainer, defaults (float32)": lambda: trained_by_trainer(place, texts),
         "Trainer, bfloat16, by length, fused": lambda: trained_by_trainer(place, texts, **TUNED),
     }
     if place.is_cuda:
-        compiled = "Trainer, bfloat16, by length, fused, compiled"
-        ways[compiled] = lambda: trained_by_trainer(place, texts, torch_compile=True, **TUNED)
         ways['bertclf, precision="float32"'] = lambda: trained_by_us(place, texts, precision="float32")
+    return ways
+
+
+def training_table(place, texts, ways):
+    """Return a table of ways to train on texts, and of the share of the matrix rate that each reaches."""
+    network = transformers.AutoModel.from_pretrained(place.checkpoint("base"))
+    in_layers = sum(weight.numel() for weight in network.encoder.parameters())
+    n_tokens = sum(len(text.split()) + 2 for text in texts)
+    operations = 6 * in_layers * n_tokens
     found = in_turn(place, ways)
     (ours, *_) = found.values()
     peak = matrix_rate(place.device, torch.bfloat16)
@@ -718,15 +715,7 @@ def training_table(place, texts):
     return f"{note}\n\n{table(header, rows)}"
 
 
-def flash_with_dropout(query, key, value, pattern):
-    """Attend with the operation that `varlen_attn` and jagged tensors end in: what it takes without their wrapping."""
-    layout = pattern.layout
-    longest = layout.shortest_and_longest[1]
-    attended, *_ = torch.ops.aten._flash_attention_forward(
-        query, key, value, layout.offsets, layout.offsets, longest, longest, pattern.dropout, False, False,
-        scale=pattern.scaling,
-    )  # fmt: skip
-    return attended
+DROPOUTS = {"": 0.0, ", dropout": 0.1}
 
 
 @comparison
@@ -739,15 +728,8 @@ def attention_alone(place):
     layout = Layout(np.array(lengths), device=place.device)
     states = attention_states(place, lengths, torch.bfloat16, heads=12)
     gradient = torch.ones_like(states[0])
-    ways = {"groups": (in_groups, 0.0), "groups, dropout": (in_groups, 0.1)}
-    if place.is_cuda:
-        ways |= {
-            "varlen": (_with_varlen, 0.0),
-            "jagged": (_with_jagged, 0.0),
-            "jagged, dropout": (_with_jagged, 0.1),
-            "flash without wrapping": (flash_with_dropout, 0.0),
-            "flash without wrapping, dropout": (flash_with_dropout, 0.1),
-        }
+    kernels = KERNELS if place.is_cuda else {"groups": in_groups}
+    ways = {f"{name}{told}": (kernel, share) for name, kernel in kernels.items() for told, share in DROPOUTS.items()}
 
     def timed(kernel, dropout):
         """Return milliseconds of the device's events and of the whole, each for one run of twenty."""
@@ -822,18 +804,35 @@ def prediction(place):
     return f"{n_texts} texts\n\n{table(['way', 'texts/s', 'ms for one text'], rows)}"
 
 
+def n_training_texts(place):
+    """Return how many texts to train on."""
+    return 64 if not place.is_cuda else 512 if place.quick else 1024
+
+
 @comparison
 def training_at_128_tokens(place):
     """Training in the shape of BERT-base, all texts of 128 tokens."""
-    n_texts = 64 if not place.is_cuda else 512 if place.quick else 1024
-    return training_table(place, random_texts([LONGEST] * n_texts))
+    texts = random_texts([LONGEST] * n_training_texts(place))
+    return training_table(place, texts, training_ways(place, texts))
 
 
 @comparison
 def training_on_mixed_lengths(place):
     """Training in the shape of BERT-base, many short texts and few long ones."""
-    n_texts = 64 if not place.is_cuda else 512 if place.quick else 1024
-    return training_table(place, random_texts(mixed_lengths(n_texts)))
+    texts = random_texts(mixed_lengths(n_training_texts(place)))
+    return training_table(place, texts, training_ways(place, texts))
+
+
+@comparison
+def training_compiled_at_128_tokens(place):
+    """Training in the shape of BERT-base beside a compiled `Trainer`, all texts of 128 tokens."""
+    if not place.is_cuda:
+        return "only on CUDA"
+    texts = random_texts([LONGEST] * n_training_texts(place))
+    (ours, *_) = training_ways(place, texts).items()
+    compiled = "Trainer, bfloat16, by length, fused, compiled"
+    rival = functools.partial(trained_by_trainer, place, texts, torch_compile=True, **TUNED)
+    return training_table(place, texts, dict([ours, (compiled, rival)]))
 
 
 CHILDREN = {function.__name__: function for function in (fit_with_less_memory, predict_on_host)}
@@ -864,7 +863,7 @@ def main(argv=None):
     """Run the checks, then the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--checks-only", action="store_true", help="no comparisons")
+    parser.add_argument("--only", choices=["checks", "comparisons"], help="default: both")
     parser.add_argument("--quick", action="store_true", help="one run of each side, fewer texts and architectures")
     parser.add_argument("--minutes", type=float, default=7.5, help="after these no comparison is begun or repeated")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
@@ -877,11 +876,13 @@ def main(argv=None):
         print(json.dumps(CHILDREN[task](arguments.device, *rest)))
         return
 
+    checks = {} if arguments.only == "comparisons" else CHECKS
+    comparisons = {} if arguments.only == "checks" else COMPARISONS
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         place = Place(arguments, Path(folder))
-        print(f"# On {place.device}\n\n{machine(place)}\n\n## Checks\n", flush=True)
-        for name, function in CHECKS.items():
+        print(f"# On {place.device}\n\n{machine(place)}\n", flush=True)
+        for name, function in checks.items():
             start = time.perf_counter()
             try:
                 told = function(place)
@@ -889,7 +890,7 @@ def main(argv=None):
                 failed.append(name)
                 told = f"FAILED\n\n```\n{traceback.format_exc()}```\n"
             print(f"- {sentence(function)} {told} ({time.perf_counter() - start:.0f} s)", flush=True)
-        for function in [] if arguments.checks_only else COMPARISONS.values():
+        for function in comparisons.values():
             print(f"\n## {sentence(function)}\n", flush=True)
             if time.perf_counter() > place.deadline:
                 print("Left out: no time.", flush=True)
@@ -898,7 +899,7 @@ def main(argv=None):
                 print(function(place), flush=True)
             except Exception:
                 print(f"```\n{traceback.format_exc()}```", flush=True)
-    print(f"\n{len(CHECKS) - len(failed)} of {len(CHECKS)} checks passed.")
+    print(f"\n{len(checks) - len(failed)} of {len(checks)} checks passed.")
     sys.exit(1 if failed else 0)
 
 
