@@ -73,9 +73,14 @@ class Pattern:
     one_query: bool
 
     @property
+    def reach(self) -> int | None:
+        """To how many tokens on either side a window reaches; None if all of a text."""
+        return None if self.window is None or self.window >= self.layout.longest else self.window - 1
+
+    @property
     def sees_whole_texts(self) -> bool:
         """Whether each query sees all of its text."""
-        return not self.causal and (self.window is None or self.window >= self.layout.longest)
+        return not self.causal and self.reach is None
 
     def starts_and_longest(self) -> tuple[torch.Tensor, int, torch.Tensor, int]:
         """Return where texts start and the tokens of the longest, for queries and for keys."""

@@ -27,15 +27,19 @@ LENGTHS = np.array([9, 7, 7, 3, 1])
 HEADS, SIZE = 2, 8
 
 
-def attended_text_by_text(query, key, value, starts, key_starts, dropout, scale, left, right):
-    """Attend plainly; a token sees `left` tokens before it and `right` behind it, all where None."""
+def attended_text_by_text(query, key, value, starts, key_starts, dropout, scale, left, right, *, last_first=False):
+    """Attend plainly; a token sees `left` tokens before it and `right` behind it, all where None.
+
+    Where there are fewer queries than keys, the first query stands at the first key, or the last at the last.
+    """
     assert starts.dtype == key_starts.dtype == torch.int32
     attended = []
     bounds = zip(starts.tolist(), starts.tolist()[1:], key_starts.tolist(), key_starts.tolist()[1:], strict=False)
     for start, stop, key_start, key_stop in bounds:
         queries, keys, values = query[start:stop], key[key_start:key_stop], value[key_start:key_stop]
         scores = torch.einsum("qhd,khd->hqk", queries.float(), keys.float()) * scale
-        ahead = torch.arange(len(keys)) - torch.arange(len(queries))[:, None]
+        place = torch.arange(len(queries)) + (len(keys) - len(queries) if last_first else 0)
+        ahead = torch.arange(len(keys)) - place[:, None]
         hidden = torch.zeros_like(ahead, dtype=torch.bool)
         if left is not None:
             hidden |= ahead < -left
@@ -54,9 +58,9 @@ def plain_flash(
     assert max_q == int(cum_seq_q.diff().max())
     assert max_k == int(cum_seq_k.diff().max())
     assert query.dtype in (torch.bfloat16, torch.float16)
-    right = 0 if is_causal else window_size_right
+    bounds = window_size_left, 0 if is_causal else window_size_right
     attended = attended_text_by_text(
-        query, key, value, cum_seq_q, cum_seq_k, dropout_p, scale, window_size_left, right
+        query, key, value, cum_seq_q, cum_seq_k, dropout_p, scale, *bounds, last_first=True
     )  # fmt: skip
     return attended, None
 
@@ -205,12 +209,22 @@ def wrong_for_keys(query, key, *inputs, **named):
     return plain_flash(query, key.detach() + 0 * key, *inputs, **named)
 
 
-def silent_of_windows(*inputs, scale):
-    """A release that doesn't know windows yet."""
+def of_no_scale(*inputs, **named):
+    return plain_flash(*inputs, **(named | {"scale": SIZE**-0.5}))
+
+
+def of_one_head(query, key, *inputs, **named):
+    return plain_flash(query, key[:, :1].expand_as(key), *inputs, **named)
+
+
+def of_an_older_release(*inputs, scale):
     return plain_flash(*inputs, scale=scale, window_size_left=None, window_size_right=None)
 
 
-@pytest.mark.parametrize("broken", [refusing, refusing_gradients, wrong, wrong_for_keys, silent_of_windows])
+BROKEN = [refusing, refusing_gradients, wrong, wrong_for_keys, of_no_scale, of_one_head, of_an_older_release]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
 def test_a_kernel_that_refuses_or_differs_is_passed_over(ragged, monkeypatch, broken):
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", broken)
     inputs = states(dtype=torch.bfloat16)
@@ -222,6 +236,22 @@ def test_a_kernel_that_refuses_or_differs_is_passed_over(ragged, monkeypatch, br
         atol=0.02,
         rtol=0.02,
     )
+
+
+@pytest.mark.parametrize("window", [2, 7, 65, 129])
+@pytest.mark.parametrize("further", [None, 1])
+def test_a_kernel_whose_windows_end_elsewhere_is_passed_over(ragged, monkeypatch, window, further):
+    def flash(*inputs, window_size_left, window_size_right, **named):
+        sizes = (None if further is None else size + further for size in (window_size_left, window_size_right))
+        return plain_flash(*inputs, **named, **dict(zip(("window_size_left", "window_size_right"), sizes, strict=True)))
+
+    layout = Layout(np.array([200, 3]), device=CPU)
+    which = Pattern(layout, scaling=0.3, dropout=0.0, causal=False, window=window, one_query=False)
+    query = torch.zeros(203, HEADS, SIZE, dtype=torch.bfloat16)
+    assert choose(query, which) is _with_flash
+    _kernels._works.cache_clear()
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
+    assert choose(query, which) is in_groups
 
 
 class DrawsAnew(torch.autograd.Function):
@@ -254,6 +284,19 @@ def test_a_kernel_that_drops_other_scores_in_the_gradient_is_passed_over(ragged,
     assert choose(query, pattern(dropout=dropout)) is in_groups
 
 
+@pytest.mark.parametrize("factor", [1.0, 4 / 3])
+def test_a_kernel_that_drops_nothing_is_passed_over(ragged, monkeypatch, factor):
+    def flash(*inputs, **named):
+        *states, share, is_causal, debug = inputs
+        attended, *others = plain_flash(*states, 0.0, is_causal, debug, **named)
+        return attended * (factor if share else 1), *others
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
+    query = states(dtype=torch.bfloat16)[0]
+    assert choose(query, pattern()) is _with_flash
+    assert choose(query, pattern(dropout=0.1)) is _with_efficient
+
+
 def test_a_kernel_is_tried_once(ragged, monkeypatch):
     calls = []
 
@@ -263,9 +306,11 @@ def test_a_kernel_is_tried_once(ragged, monkeypatch):
 
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
     query = states(dtype=torch.bfloat16)[0]
-    choose(query, pattern())
+    for dropout in (0.0, 0.1):
+        choose(query, pattern(dropout=dropout))
     n_tries = len(calls)
-    choose(query, pattern())
+    for dropout in (0.0, 0.1, 0.2):
+        choose(query, pattern(dropout=dropout))
     assert n_tries == len(calls) > 0
 
 
