@@ -1,6 +1,7 @@
 """Which kernel computes the attention of a ragged batch: the one that is made for it and works here."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -146,7 +147,7 @@ def _works(
     pattern = Pattern(
         Layout(np.array(TRIED_LENGTHS), device=device),
         scaling=0.7 * size**-0.5,  # not what a kernel takes if it isn't told
-        dropout=0.25 if drops else 0.0,
+        dropout=0.0,
         causal=causal,
         window=None if reach is None else reach + 1,
         one_query=one_query,
@@ -154,10 +155,11 @@ def _works(
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
             states = _drawn_states(pattern, dtype, size)
-            if drops:
+            works = _is_that_of_the_groups(kernel, pattern, states)
+            if works and drops:
                 with seeded(0, device):
-                    return _drops_alike(kernel, pattern, states)
-            return _is_that_of_the_groups(kernel, pattern, states)
+                    works = _drops_alike(kernel, replace(pattern, dropout=0.25), states)
+            return works
     except torch.OutOfMemoryError:
         raise
     except Exception:  # whatever a kernel may raise that the card or the build doesn't have

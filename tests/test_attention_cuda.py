@@ -228,7 +228,8 @@ BROKEN = [refusing, refusing_gradients, wrong, wrong_for_keys, of_no_scale, of_o
 def test_a_kernel_that_refuses_or_differs_is_passed_over(ragged, monkeypatch, broken):
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", broken)
     inputs = states(dtype=torch.bfloat16)
-    assert choose(inputs[0], pattern()) is _with_efficient
+    for dropout in (0.1, 0.0):
+        assert choose(inputs[0], pattern(dropout=dropout)) is _with_efficient
     layout = Layout(LENGTHS, device=CPU)
     torch.testing.assert_close(
         attend(*inputs, layout, scaling=0.3).float(),
