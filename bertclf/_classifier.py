@@ -136,16 +136,16 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     max_length : int, default=None
         Longest input in tokens, special tokens included; the rest of a text is cut, of a pair the longer text first.
         None is the limit of the checkpoint: what its positions and its tokenizer allow.
-    long_text : {"truncate", "head_tail", "chunk"}, default="truncate"
-        What becomes of texts that are longer than `max_length`. "truncate" keeps the beginning, or what the tokenizer
-        keeps. "head_tail" keeps both ends, of what fits a quarter for the beginning, and costs no more. "chunk" cuts
-        the text into windows, of which neighbours have at least an eighth of what fits in common, and loses nothing:
-        each window is trained on with the label of the text, those of one text together with the weight of one, and
-        the logits of a text are the mean of theirs. In windows of a hundred tokens or more, it takes about as long as
-        reading 8/7 of all tokens, however many these are. `training_loss` is then the mean over windows, and
-        `validation_loss` that of the mean logits, which is lower. Of a pair, "head_tail" cuts as `max_length` says, and
-        "chunk" spreads the longer text over the windows and repeats the shorter one in each, cut to half of what fits.
-        Texts that fit are the same in all three.
+    long_text : {"head_tail", "truncate", "chunk"}, default="head_tail"
+        What becomes of texts that are longer than `max_length`. "head_tail" keeps both ends, of what fits a quarter for
+        the beginning (Sun et al. 2019). "truncate" keeps the beginning, or what the tokenizer keeps, as pipelines of
+        transformers do; it costs as much. "chunk" cuts the text into windows, of which neighbours have at least an
+        eighth of what fits in common, and loses nothing: each window is trained on with the label of the text, those of
+        one text together with the weight of one, and the logits of a text are the mean of theirs. In windows of a
+        hundred tokens or more, it takes about as long as reading 8/7 of all tokens, however many these are.
+        `training_loss` is then the mean over windows, and `validation_loss` that of the mean logits, which is lower. Of
+        a pair, "head_tail" cuts as `max_length` says, and "chunk" spreads the longer text over the windows and repeats
+        the shorter one in each, cut to half of what fits. Texts that fit are the same in all three.
     class_weight : dict, list of dict, "balanced" or None, default=None
         What each class weighs in the training loss and in the validation loss, on top of the weights of the texts. A
         dict maps labels to weights, 1 where there is none; "balanced" weighs each class by the inverse of its weighted
@@ -275,6 +275,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     References
     ----------
     Devlin et al. (2019), "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding".
+    Sun et al. (2019), "How to Fine-Tune BERT for Text Classification?".
 
     Examples
     --------
@@ -325,7 +326,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         "freeze": [Interval(Integral, 0, None, closed="left"), StrOptions({"encoder"})],
         "pooling": [StrOptions({"auto", "cls", "mean", "last"})],
         "max_length": [Interval(Integral, 1, None, closed="left"), None],
-        "long_text": [StrOptions({"truncate", "head_tail", "chunk"})],
+        "long_text": [StrOptions({"head_tail", "truncate", "chunk"})],
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
@@ -364,7 +365,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         freeze: int | str = 0,
         pooling: str = "auto",
         max_length: int | None = None,
-        long_text: str = "truncate",
+        long_text: str = "head_tail",
         class_weight: dict[Any, float] | list[dict[int, float]] | str | None = None,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
@@ -681,8 +682,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
 
         The folder is a model folder of Hugging Face. Where `model_` is the sequence-classification class of
         transformers, `transformers.pipeline("text-classification", model=folder)` gives the same labels and
-        probabilities; `truncation=True` in its calls cuts texts as `max_length` does, but knows no other `long_text`
-        than "truncate": then it agrees on texts that fit. Nor does it know `thresholds_`: hold its probabilities
+        probabilities of texts that fit; `truncation=True` in its calls cuts longer ones as `long_text="truncate"` does,
+        the only way that it knows, and so answers otherwise. Nor does it know `thresholds_`: hold its probabilities
         against them. Where it isn't that class, `bertclf.json` names the pooling, and
         `transformers.AutoModel.from_pretrained(folder)` loads the encoder; a pipeline would draw a head at random
         there.

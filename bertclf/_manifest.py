@@ -75,8 +75,9 @@ FITTED: dict[str, Callable[[Any], bool]] = {
     "thresholds_": lambda value: value is None or _are_probabilities(value),
 }
 
-# What fields and attributes are in files that were written before there were such.
+# What fields, parameters and attributes are in files that were written before there were such.
 FIELDS_BEFORE = {"long_text": "truncate"}
+PARAMETERS_BEFORE = {"long_text": "truncate"}
 BEFORE = {"temperature_": 1.0, "thresholds_": None}
 
 
@@ -188,7 +189,8 @@ class Manifest:
             if fitted["thresholds_"] is not None and len(fitted["thresholds_"]) != len(classes.values):
                 raise ValueError("its 'thresholds_' are not one a label")
             return cls(
-                parameters={name: decode(value) for name, value in fields.take("parameters", _is_object).items()},
+                parameters=PARAMETERS_BEFORE
+                | {name: decode(value) for name, value in fields.take("parameters", _is_object).items()},
                 classes=classes,
                 takes_pairs=fields.take("pairs", lambda value: isinstance(value, bool)),
                 max_length=fields.take("max_length", lambda value: value is None or (_is_count(value) and value > 0)),

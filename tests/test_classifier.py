@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LABELS, TEXTS
+from conftest import LABELS, TEXTS, texts_are_cut
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -83,8 +83,17 @@ def test_truncation_is_counted_per_class(checkpoint):
         "tokens": 8,
         "per_class": {0: {"texts": 1, "tokens": 2}, 1: {"texts": 1, "tokens": 6}},
     }
-    cut = clf.predict_proba(["joy joy joy joy", "joy joy joy joy dull dull dull"])
-    np.testing.assert_array_equal(cut[0], cut[1])
+
+
+@texts_are_cut
+def test_of_a_text_that_is_too_long_both_ends_are_read_by_default(checkpoint):
+    clf = BertSequenceClassifier(checkpoint, epochs=1, max_length=6, random_state=0).fit(TEXTS, LABELS)
+    whole, middle, beginning, end = clf.decision_function(
+        ["joy dull dull fine", "joy bore bore dull dull fine", "fine dull dull fine", "joy dull dull joy"]
+    )
+    assert middle == pytest.approx(whole, abs=1e-6)
+    assert beginning != pytest.approx(whole, abs=1e-5)
+    assert end != pytest.approx(whole, abs=1e-5)
 
 
 def test_the_same_seed_gives_the_same_bits(checkpoint):

@@ -136,7 +136,7 @@ def test_columns_and_pairs_are_kept(checkpoint, tmp_path):
     "architecture", ["albert", "bert", "deberta-v2", "distilbert", "gpt2", "modernbert", "roberta"]
 )
 def test_a_pipeline_of_transformers_gives_the_same_labels_and_probabilities(checkpoints, tmp_path, architecture):
-    clf = fitted(checkpoints(architecture), precision="float32", max_length=8)
+    clf = fitted(checkpoints(architecture), precision="float32", max_length=8, long_text="truncate")
     clf.save_pretrained(tmp_path)
     texts = [*TEXTS, " ".join(TEXTS)]
     assert_same_as_pipeline(clf, tmp_path, texts, names=clf.classes_)
@@ -369,3 +369,4 @@ def test_folders_of_earlier_versions_load_for_ever(version):
     assert len(clf.history_) == clf.n_iter_ == 2
     assert clf.temperature_ == 1.0  # what a fit without calibration says, and the first files do not
     assert clf.thresholds_ is None
+    assert clf.long_text == "truncate"  # the default when they were saved

@@ -197,6 +197,7 @@ def tutorial(train, test, **settings):
         learning_rate=LEARNING_RATE,
         warmup_ratio=0.0,
         max_length=MAX_LENGTH,
+        long_text="truncate",
         pooling="cls",
         head_init="random",
         **settings,

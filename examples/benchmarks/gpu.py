@@ -146,6 +146,7 @@ def classifier(place, name="small", **changes):
         "learning_rate": LEARNING_RATE,
         "warmup_ratio": 0.0,
         "head_init": "random",
+        "long_text": "truncate",
         "precision": "auto",
         "device": str(place.device),
         "random_state": 0,

@@ -42,8 +42,8 @@ def table(runs):
         accuracy = mean_and_spread([run["accuracy"] for run in found])
         mean = {key: statistics.mean(run[key] for run in found) for key in found[0] if isinstance(found[0][key], float)}
         scores = " | ".join(f"{mean[key]:.3f}" for key in ("log_loss", "calibration_error"))
-        rest = " | ".join(f"{mean[key]:.0f}" for key in ("tokens_cut", "fit_seconds", "predict_seconds"))
-        lines.append(f'| {name} | `"{WAYS[way]}"` | {accuracy} | {scores} | {rest} |')
+        seconds = " | ".join(f"{mean[key]:.1f}" for key in ("fit_seconds", "predict_seconds"))
+        lines.append(f'| {name} | `"{WAYS[way]}"` | {accuracy} | {scores} | {mean["tokens_cut"]:.0f} | {seconds} |')
     return "\n".join(lines)
 
 
