@@ -169,7 +169,7 @@ def _works(
 def _drawn_states(pattern: Pattern, dtype: torch.dtype, size: int) -> list[torch.Tensor]:
     """Return queries, keys, values and a gradient of what is attended, as views of one array, always the same."""
     shape = (pattern.layout.n_tokens, 4, TRIED_HEADS, size)
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    drawn = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     query, key, value, gradient = drawn.to(pattern.layout.device, dtype).unbind(1)
     if pattern.one_query:
         query, gradient = (states[: len(TRIED_LENGTHS)] for states in (query, gradient))

@@ -38,8 +38,8 @@ def attended_text_by_text(query, key, value, starts, key_starts, dropout, scale,
     for start, stop, key_start, key_stop in bounds:
         queries, keys, values = query[start:stop], key[key_start:key_stop], value[key_start:key_stop]
         scores = torch.einsum("qhd,khd->hqk", queries.float(), keys.float()) * scale
-        place = torch.arange(len(queries)) + (len(keys) - len(queries) if last_first else 0)
-        ahead = torch.arange(len(keys)) - place[:, None]
+        place = torch.arange(len(queries), device=query.device) + (len(keys) - len(queries) if last_first else 0)
+        ahead = torch.arange(len(keys), device=query.device) - place[:, None]
         hidden = torch.zeros_like(ahead, dtype=torch.bool)
         if left is not None:
             hidden |= ahead < -left
@@ -334,6 +334,12 @@ def test_trying_works_within_inference_and_autocast_and_draws_nothing(ragged):
         assert choose(query, pattern()) is _with_flash
         assert choose(query, pattern(dropout=0.5)) is _with_flash
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_trying_takes_no_heed_of_the_default_device(ragged):
+    query, which = states(dtype=torch.bfloat16)[0], pattern(dropout=0.1)
+    with torch.device("meta"):
+        assert choose(query, which) is _with_flash
 
 
 def test_trying_is_silent(monkeypatch, recwarn, capfd):
