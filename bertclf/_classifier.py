@@ -682,11 +682,10 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
 
         The folder is a model folder of Hugging Face. Where `model_` is the sequence-classification class of
         transformers, `transformers.pipeline("text-classification", model=folder)` gives the same labels and
-        probabilities of texts that fit; `truncation=True` in its calls cuts longer ones as `long_text="truncate"` does,
-        the only way that it knows, and so answers otherwise. Nor does it know `thresholds_`: hold its probabilities
-        against them. Where it isn't that class, `bertclf.json` names the pooling, and
-        `transformers.AutoModel.from_pretrained(folder)` loads the encoder; a pipeline would draw a head at random
-        there.
+        probabilities to texts that fit; `truncation=True` in its calls cuts longer ones as `long_text="truncate"` does,
+        whatever `long_text` was here. Nor does it know `thresholds_`: hold its probabilities against them. Where it
+        isn't that class, `bertclf.json` names the pooling, and `transformers.AutoModel.from_pretrained(folder)` loads
+        the encoder; a pipeline would draw a head at random there.
 
         Parameters
         ----------

@@ -58,11 +58,9 @@ def plain_flash(
     assert max_q == int(cum_seq_q.diff().max())
     assert max_k == int(cum_seq_k.diff().max())
     assert query.dtype in (torch.bfloat16, torch.float16)
+    inputs = query, key, value, cum_seq_q, cum_seq_k, dropout_p, scale
     bounds = window_size_left, 0 if is_causal else window_size_right
-    attended = attended_text_by_text(
-        query, key, value, cum_seq_q, cum_seq_k, dropout_p, scale, *bounds, last_first=True
-    )  # fmt: skip
-    return attended, None
+    return attended_text_by_text(*inputs, *bounds, last_first=True), None
 
 
 def plain_efficient(
