@@ -363,19 +363,23 @@ def table(runs):
     return "\n".join(lines)
 
 
-def cases(arguments):
-    """Yield a case for each seed, set and way, for `found_or_run`."""
+def cases(arguments, run_way, *, is_for=lambda way, rows: True):
+    """Yield a case for each seed, set and way that is for the set, for `found_or_run`; ways without chance have seed 0.
+
+    `run_way` is called as `run` is; `is_for` tells of a way and training rows whether it can be run on them.
+    """
     for key, train, test in rows_of_sets(arguments):
         for way in arguments.ways:
-            seed = 0 if way in WITHOUT_CHANCE else key["seed"]
-            scores = partial(run, way, train, test, model=arguments.model, seed=seed)
-            yield key | {"way": way, "rows": len(train.texts), "seed": seed}, scores
+            if is_for(way, train):
+                seed = 0 if way in WITHOUT_CHANCE else key["seed"]
+                scores = partial(run_way, way, train, test, model=arguments.model, seed=seed)
+                yield key | {"way": way, "rows": len(train.texts), "seed": seed}, scores
 
 
 def main(argv=None):
     """Run what is missing and print the table, also of ways and seeds that were run before."""
     arguments = parsed_for_runs(__doc__, argv, sets=list(SETS), ways=list(WAYS), seeds=range(5))
-    ran = found_or_run(cases(arguments), file=arguments.runs)
+    ran = found_or_run(cases(arguments, run), file=arguments.runs)
     show(table(found_in(arguments.runs, [{field: run[field] for field in ("set", "model", "rows")} for run in ran])))
 
 

@@ -9,10 +9,9 @@ are not repeated.
 
 import statistics
 import time
-from functools import partial
 
 import numpy as np
-from accuracy import found_or_run, machine, mean_and_spread, measures, parsed_for_runs, rows_of_sets, show
+from accuracy import cases, found_or_run, machine, mean_and_spread, measures, parsed_for_runs, show
 
 from bertclf import BertSequenceClassifier
 
@@ -47,18 +46,10 @@ def table(runs):
     return "\n".join(lines)
 
 
-def cases(arguments):
-    """Yield a case for each seed, set and way, for `found_or_run`."""
-    for key, train, test in rows_of_sets(arguments):
-        for way in arguments.ways:
-            scores = partial(run, way, train, test, model=arguments.model, seed=key["seed"])
-            yield key | {"way": way, "rows": len(train.texts)}, scores
-
-
 def main(argv=None):
     """Run what is missing and print the table."""
     arguments = parsed_for_runs(__doc__, argv, sets=LONG, ways=WAYS, seeds=range(3))
-    show(table(found_or_run(cases(arguments), file=arguments.runs)))
+    show(table(found_or_run(cases(arguments, run), file=arguments.runs)))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,9 @@ threshold. Each run appends one JSON line to `--runs`; runs that stand there are
 
 import statistics
 import time
-from functools import partial
 
 import numpy as np
-from accuracy import found_or_run, machine, parsed_for_runs, rows_of_sets, show
+from accuracy import cases, found_or_run, machine, parsed_for_runs, show
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from sklearn.model_selection import TunedThresholdClassifierCV
 
@@ -23,8 +22,13 @@ SKEWED = ("sms_spam", "germeval2018_de", "emotion6", "goemotions_ekman")
 DEFAULTS, BALANCED, TUNED = "defaults", "class_weight balanced", "tuned threshold"
 
 
+def is_for(way, train):
+    """Tell whether a way is for such labels."""
+    return way != TUNED or train.are_multilabel or len(np.unique(train.labels)) == 2
+
+
 def classifier_of(way, train, *, model, seed):
-    """Return the classifier of a way, None if the way is not for such labels."""
+    """Return the classifier of a way."""
     settings = {
         DEFAULTS: {},
         BALANCED: {"class_weight": "balanced"},
@@ -33,13 +37,12 @@ def classifier_of(way, train, *, model, seed):
     classifier = BertSequenceClassifier(model, random_state=seed, **settings[way])
     if way != TUNED or train.are_multilabel:
         return classifier
-    if len(np.unique(train.labels)) > 2:
-        return None
     return TunedThresholdClassifierCV(classifier, scoring="f1_macro", cv=0.2, random_state=seed)
 
 
-def run(classifier, train, test):
-    """Fit a classifier and return what its predictions score, and the seconds of both."""
+def run(way, train, test, *, model, seed):
+    """Return what the predictions of a way score, and its seconds from texts to predictions."""
+    classifier = classifier_of(way, train, model=model, seed=seed)
     begun = time.perf_counter()
     predicted = classifier.fit(train.texts, train.labels).predict(test.texts)
     seconds = time.perf_counter() - begun
@@ -68,19 +71,10 @@ def table(runs):
     return "\n".join(lines)
 
 
-def cases(arguments):
-    """Yield a case for each seed, set and way that is for its labels, for `found_or_run`."""
-    for key, train, test in rows_of_sets(arguments):
-        for way in arguments.ways:
-            classifier = classifier_of(way, train, model=arguments.model, seed=key["seed"])
-            if classifier is not None:
-                yield key | {"way": way, "rows": len(train.texts)}, partial(run, classifier, train, test)
-
-
 def main(argv=None):
     """Run what is missing and print the table."""
     arguments = parsed_for_runs(__doc__, argv, sets=SKEWED, ways=(DEFAULTS, BALANCED, TUNED), seeds=range(3))
-    show(table(found_or_run(cases(arguments), file=arguments.runs)))
+    show(table(found_or_run(cases(arguments, run, is_for=is_for), file=arguments.runs)))
 
 
 if __name__ == "__main__":
