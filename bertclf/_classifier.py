@@ -24,7 +24,7 @@ from sklearn.utils._param_validation import (
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bertclf._callbacks import CallbackSupportMixin, Silence, with_callbacks
-from bertclf._defaults import automatic_epochs, automatic_learning_rate
+from bertclf._defaults import automatic_epochs, automatic_label_smoothing, automatic_learning_rate
 from bertclf._inputs import Texts, read_in_parts, read_texts
 from bertclf._manifest import FITTED, encode
 from bertclf._targets import (
@@ -106,8 +106,10 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         `learning_rate`, the highest layer that times the factor, and so on down to the embeddings, which are one below
         the lowest layer. 1 trains all alike. ELECTRA was fine-tuned with 0.7 to 0.9 (Clark et al. 2020). Where layers
         share weights (ALBERT) or are in two stacks (BART) only 1 is possible.
-    label_smoothing : float, default=0.0
-        Share of each target that is spread evenly over all classes, in [0, 1).
+    label_smoothing : float or "auto", default="auto"
+        Share of each target that is spread evenly over all classes, in [0, 1): the network is less sure where it is
+        wrong. "auto" takes 0.05 where `fit` gets 100 training texts a class on average, or more, and 0 where it gets
+        fewer, in `partial_fit`, and with an indicator matrix.
     dropout : float, default=None
         Probability, in [0, 1), that replaces every dropout probability of the checkpoint. None keeps them.
     head_init : {"probe", "random"}, default="probe"
@@ -221,8 +223,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
     n_iter_ : int
         Epochs run by the last `fit`, 1 after `partial_fit`.
     history_ : list of dict
-        One row an epoch: `epoch`, `step` (optimiser steps so far), `training_loss`, `validation_loss`,
-        `validation_score` (what `scoring` says, the accuracy if that is None), `training_seconds`,
+        One row an epoch: `epoch`, `step` (optimiser steps so far), `training_loss`, `validation_loss` (both without
+        `label_smoothing`), `validation_score` (what `scoring` says, the accuracy if that is None), `training_seconds`,
         `validation_seconds`; None where there were no validation texts. `pandas.DataFrame(clf.history_)` is a table.
         Each `partial_fit` adds a row.
     loss_curve_ : list of float
@@ -320,7 +322,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
         "layer_decay": [Interval(Real, 0, 1, closed="right")],
-        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left"), StrOptions({"auto"})],
         "dropout": [Interval(Real, 0, 1, closed="left"), None],
         "head_init": [StrOptions({"probe", "random"})],
         "freeze": [Interval(Integral, 0, None, closed="left"), StrOptions({"encoder"})],
@@ -359,7 +361,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         weight_decay: float = 0.01,
         max_grad_norm: float | None = 1.0,
         layer_decay: float = 1.0,
-        label_smoothing: float = 0.0,
+        label_smoothing: float | str = "auto",
         dropout: float | None = None,
         head_init: str = "probe",
         freeze: int | str = 0,
@@ -866,7 +868,13 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
                 training,
                 validation=validation,
                 reader=engine,
-                settings=self._settings(epochs=epochs, width=engine.width, goes_on=goes_on, in_parts=in_parts),
+                settings=self._settings(
+                    epochs=epochs,
+                    width=engine.width,
+                    label_smoothing=self._smoothing(len(labelled), classes, in_parts=in_parts),
+                    goes_on=goes_on,
+                    in_parts=in_parts,
+                ),
                 compute=compute,
                 generator=np.random.default_rng(seed),
                 task=task,
@@ -1134,7 +1142,17 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         auto = self.epochs == "auto"
         return automatic_epochs(n_texts=n_texts, batch_size=self.batch_size) if auto else int(self.epochs)
 
-    def _settings(self, *, epochs: int, width: int, goes_on: bool, in_parts: bool) -> "TrainingSettings":
+    def _smoothing(self, n_texts: int, classes: Classes, *, in_parts: bool) -> float:
+        """Return the share of each target to spread; texts that come in parts may be few or many in the end."""
+        if self.label_smoothing != "auto":
+            return float(self.label_smoothing)
+        are_multilabel, n_classes = classes.are_multilabel, len(classes.values)
+        auto = automatic_label_smoothing(n_texts=n_texts, n_classes=n_classes, are_multilabel=are_multilabel)
+        return 0.0 if in_parts else auto
+
+    def _settings(
+        self, *, epochs: int, width: int, label_smoothing: float, goes_on: bool, in_parts: bool
+    ) -> "TrainingSettings":
         """Return how to train, every "auto" resolved."""
         from bertclf._steps import TrainingSettings
 
@@ -1147,7 +1165,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
             warmup_ratio=0.0 if in_parts else float(self.warmup_ratio),
             weight_decay=float(self.weight_decay),
             max_grad_norm=None if self.max_grad_norm is None else float(self.max_grad_norm),
-            label_smoothing=float(self.label_smoothing),
+            label_smoothing=label_smoothing,
             layer_decay=float(self.layer_decay),
             freeze=self._frozen,
             probes=self.head_init == "probe" and not goes_on and not in_parts,

@@ -48,7 +48,7 @@ def warn_if_collapsed(
         Device and precision.
     """
     step, loss = history[-1]["step"], history[-1]["training_loss"]
-    constant = constant_loss(training, n_classes=reader.n_classes, label_smoothing=settings.label_smoothing)
+    constant = constant_loss(training, n_classes=reader.n_classes)
     if step < MIN_STEPS or loss < LOWEST_LOSS * constant or not np.ptp(training.targets, axis=0).any():
         return
     rows = some_of_each(training.targets, TEXTS_ASKED)
@@ -71,17 +71,17 @@ def warn_if_collapsed(
         )
 
 
-def constant_loss(training: LabelledTokens, *, n_classes: int, label_smoothing: float) -> float:
+def constant_loss(training: LabelledTokens, *, n_classes: int) -> float:
     """Return the lowest loss of an answer that is the same for all texts.
 
-    It is the entropy of the shares that the classes have in the weights of the loss, after smoothing; of many labels
-    the mean over these of the entropy of yes and no.
+    It is the entropy of the shares that the classes have in the weights of the loss; of many labels the mean over these
+    of the entropy of yes and no.
     """
     targets, weights = training.targets, training.weights.astype(np.float64)
     if targets.ndim == 1:
         shares = np.bincount(targets, weights=weights, minlength=n_classes) / weights.sum()
-        return float(weights.mean() * entr(shares * (1 - label_smoothing) + label_smoothing / n_classes).sum())
-    yes = ((targets * (1 - label_smoothing) + label_smoothing / 2) * weights).sum(axis=0)
+        return float(weights.mean() * entr(shares).sum())
+    yes = (targets * weights).sum(axis=0)
     no = np.maximum(weights.sum(axis=0) - yes, 0)
     whole = np.maximum(yes + no, np.finfo(np.float64).tiny)
     return float((whole * (entr(yes / whole) + entr(no / whole))).sum() / weights.size)

@@ -246,16 +246,17 @@ class Descent:
         self.compute = compute
 
     def step(self, texts: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Take a step on one batch of texts; return its loss before the step, on the device."""
+        """Take a step on one batch of texts; return its loss before the step, without smoothing, on the device."""
         windows = self.training.tokens.windows_of(texts)
         losses: list[torch.Tensor] = []
 
         def add_part(positions: npt.NDArray[np.int64]) -> None:
             """Add the share that some of the windows have in the gradient."""
-            loss = self._loss(windows[positions]) * (len(positions) / len(texts))
+            objective, loss = self._losses(windows[positions])
+            share = len(positions) / len(texts)
             with self.compute.autocast(enabled=False):
-                self.optimization.add_gradient(loss)
-            losses.append(loss.detach())
+                self.optimization.add_gradient(objective * share)
+            losses.append(loss.detach() * share)
 
         def start_over() -> None:
             """Forget the parts."""
@@ -276,16 +277,16 @@ class Descent:
             with self.compute.autocast():
                 self.budget.run(self.training.tokens.lengths[windows], lambda positions: keep(windows[positions]))
 
-    def _loss(self, windows: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Return the mean loss of some windows."""
+    def _losses(self, windows: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean loss of some windows: what is to fall, and the same without smoothing."""
         states = None if self.states is None else self.states.of(windows)
-        targets, weights = self.training.of_windows(windows)
-        return classification_loss(
-            self.engine.logits(self.training.tokens, windows, states=states),
-            to_device(targets, self.compute.device),
-            to_device(weights, self.compute.device),
-            label_smoothing=self.optimization.label_smoothing,
-        )
+        targets, weights = (to_device(each, self.compute.device) for each in self.training.of_windows(windows))
+        logits = self.engine.logits(self.training.tokens, windows, states=states)
+        smoothing = self.optimization.label_smoothing
+        objective = classification_loss(logits, targets, weights, label_smoothing=smoothing)
+        if smoothing == 0:
+            return objective, objective
+        return objective, classification_loss(logits.detach(), targets, weights, label_smoothing=0.0)
 
 
 def check_schedule(name: str) -> None:

@@ -46,6 +46,7 @@ def main(argv=None):
         learning_rate=5e-5,
         lr_schedule="linear",
         warmup_ratio=0.0,
+        label_smoothing=0.0,
         head_init="random",
         max_length=64,
         random_state=42,

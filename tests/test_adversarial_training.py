@@ -431,24 +431,23 @@ def test_row_43_at_most_256_texts_are_looked_at_each_class_as_often_as_the_other
     assert len(_collapse.some_of_each(np.arange(1000), 256)) == 256
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("shape", [(40,), (40, 3)], ids=["classes", "labels"])
 def test_row_43_the_loss_of_the_best_constant_answer_is_the_lowest_that_descent_finds(
-    shape: tuple[int, ...], smoothing: float
+    shape: tuple[int, ...],
 ) -> None:
     drawn = np.random.default_rng(0)
     targets = drawn.integers(0, 3, shape) if len(shape) == 1 else (drawn.random(shape) < 0.2).astype(np.float32)
     weights = drawn.random(shape).astype(np.float32)
     tokens = TokenStore(np.zeros(40, np.int32), np.arange(41), None)
     training = _steps.LabelledTokens(tokens, targets, weights)
-    constant = _collapse.constant_loss(training, n_classes=3, label_smoothing=smoothing)
+    constant = _collapse.constant_loss(training, n_classes=3)
     answer = torch.zeros(3, requires_grad=True)
     optimizer = torch.optim.LBFGS([answer], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
         tensors = torch.from_numpy(targets), torch.from_numpy(weights)
-        value = _steps.classification_loss(answer.expand(40, 3), *tensors, label_smoothing=smoothing)
+        value = _steps.classification_loss(answer.expand(40, 3), *tensors, label_smoothing=0.0)
         value.backward()
         return value
 

@@ -223,18 +223,38 @@ def test_max_length_must_fit_the_checkpoint_and_leave_room_for_the_text(checkpoi
         BertSequenceClassifier(checkpoint, max_length=2).fit(TEXTS, LABELS)
 
 
-def test_auto_epochs_and_rate_follow_data_and_network(checkpoint, monkeypatch):
-    chosen = []
-    row = {"training_loss": 0.0, "validation_score": None}
+@pytest.fixture
+def chosen(monkeypatch):
+    """The settings of each training, of which none takes place."""
+    settings_of_each = []
+    row = {"epoch": 1, "step": 1, "training_loss": 0.0, "validation_score": None}
 
     def train(*args, settings, **kwargs):
-        chosen.append(settings)
+        settings_of_each.append(settings)
         return Trained(history=[row], best_epoch=None, optimizer_state={}, micro_batch_size=14)
 
     monkeypatch.setattr("bertclf._training.train", train)
+    return settings_of_each
+
+
+def test_auto_epochs_and_rate_follow_data_and_network(checkpoint, chosen):
     BertSequenceClassifier(checkpoint, random_state=0).fit(TEXTS, LABELS)
     BertSequenceClassifier(checkpoint, random_state=0, epochs=5, learning_rate=3e-4).fit(TEXTS, LABELS)
     assert [(settings.epochs, settings.learning_rate) for settings in chosen] == [(20, 1e-4), (5, 3e-4)]
+
+
+def test_auto_smoothing_follows_the_texts_a_class_that_fit_learns_from(checkpoint, chosen):
+    many, labels = TEXTS * 15, LABELS * 15  # 105 a class
+    clf = BertSequenceClassifier(checkpoint, random_state=0)
+    clf.fit(many, labels)
+    clf.fit(TEXTS, LABELS)
+    clf.fit(many, [[int(label == "fresh"), 1] for label in labels])
+    BertSequenceClassifier(checkpoint, random_state=0, calibration="temperature").fit(many, labels)  # holds out a tenth
+    BertSequenceClassifier(checkpoint, random_state=0).partial_fit(many, labels, np.unique(labels))
+    BertSequenceClassifier(checkpoint, random_state=0, label_smoothing=0.3).partial_fit(
+        TEXTS, LABELS, np.unique(labels)
+    )
+    assert [settings.label_smoothing for settings in chosen] == [0.05, 0.0, 0.0, 0.0, 0.0, 0.3]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from bertclf._defaults import automatic_epochs, automatic_learning_rate
+from bertclf._defaults import automatic_epochs, automatic_label_smoothing, automatic_learning_rate
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,20 @@ def test_little_data_gets_300_steps_within_3_to_20_epochs(n_texts, batch_size, e
 @pytest.mark.parametrize(("width", "learning_rate"), [(384, 1e-4), (768, 5e-5), (1024, 2e-5), (4096, 2e-5)])
 def test_the_learning_rate_falls_with_the_width_of_the_network(width, learning_rate):
     assert automatic_learning_rate(width) == learning_rate
+
+
+@pytest.mark.parametrize(
+    ("n_texts", "n_classes", "are_multilabel", "label_smoothing"),
+    [
+        (200, 2, False, 0.05),
+        (199, 2, False, 0.0),
+        (7_699, 77, False, 0.0),
+        (7_700, 77, False, 0.05),
+        (100_000, 2, True, 0.0),
+    ],
+)
+def test_targets_are_smoothed_from_100_texts_a_class_on_but_never_of_many_labels(
+    n_texts, n_classes, are_multilabel, label_smoothing
+):
+    found = automatic_label_smoothing(n_texts=n_texts, n_classes=n_classes, are_multilabel=are_multilabel)
+    assert found == label_smoothing

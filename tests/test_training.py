@@ -254,6 +254,21 @@ def test_label_smoothing_and_weights_enter_the_loss():
     assert loss == pytest.approx((-(spread * probabilities).sum(1) * weights).sum().item() / 5, rel=1e-5)
 
 
+def test_the_history_has_the_loss_without_smoothing_and_the_steps_follow_that_with_it(spread):
+    logits = spread.network(**spread.tokenizer(TEXTS, padding=True, return_tensors="pt")).logits
+    texts = labelled(spread)
+    plain = classification_loss(
+        logits, torch.from_numpy(texts.targets), torch.from_numpy(texts.weights), label_smoothing=0.0
+    )
+    other = copy.deepcopy(spread)
+    histories = [
+        run(each, epochs=3, batch_size=len(TEXTS), learning_rate=3e-2, label_smoothing=share)
+        for each, share in ((spread, 0.0), (other, 0.3))
+    ]
+    assert [rows[0]["training_loss"] for rows in histories] == pytest.approx([plain.item()] * 2, rel=1e-4)
+    assert (spread.network.classifier.weight - other.network.classifier.weight).abs().max() > 1e-4
+
+
 def test_the_loss_is_computed_in_float32():
     logits = torch.full((2, 2), 3e4, dtype=torch.float16)
     assert classification_loss(logits, torch.tensor([0, 1]), torch.ones(2), label_smoothing=0.0).dtype == torch.float32

@@ -196,6 +196,7 @@ def tutorial(train, test, **settings):
         batch_size=BATCH_SIZE,
         learning_rate=LEARNING_RATE,
         warmup_ratio=0.0,
+        label_smoothing=0.0,
         max_length=MAX_LENGTH,
         long_text="truncate",
         pooling="cls",

@@ -112,7 +112,7 @@ def classifier_of(model, **settings):
     """Return a classifier with the settings that all ways share; `pooling="cls"` makes the network theirs, too."""
     shared = {"pooling": "cls", "learning_rate": LEARNING_RATE, "warmup_ratio": 0.0, "batch_size": BATCH_SIZE}
     shared |= {"epochs": 1, "max_length": MAX_LENGTH, "precision": "float32", "random_state": 0}
-    shared |= {"head_init": "random", "long_text": "truncate"}
+    shared |= {"label_smoothing": 0.0, "head_init": "random", "long_text": "truncate"}
     return BertSequenceClassifier(model, **(shared | settings))
 
 

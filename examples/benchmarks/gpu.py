@@ -145,6 +145,7 @@ def classifier(place, name="small", **changes):
         "batch_size": BATCH_SIZE,
         "learning_rate": LEARNING_RATE,
         "warmup_ratio": 0.0,
+        "label_smoothing": 0.0,
         "head_init": "random",
         "long_text": "truncate",
         "precision": "auto",
@@ -435,7 +436,7 @@ def fit_with_less_memory(device, gigabytes, folder, weights):
     texts = random_texts([LONGEST] * 512)
     model = BertSequenceClassifier(
         folder, epochs=1, batch_size=256, learning_rate=1e-4, dropout=0.0, precision="float32", device=device,
-        head_init="random", random_state=0,
+        head_init="random", label_smoothing=0.0, random_state=0,
     )  # fmt: skip
     model.fit(texts, labels_of(texts))
     # The gradient of a key's bias is nothing but rounding, which AdamW makes steps of.
