@@ -108,8 +108,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         share weights (ALBERT) or are in two stacks (BART) only 1 is possible.
     label_smoothing : float or "auto", default="auto"
         Share of each target that is spread evenly over all classes, in [0, 1): the network is less sure where it is
-        wrong. "auto" takes 0.05 where `fit` gets 100 training texts a class on average, or more, and 0 where it gets
-        fewer, in `partial_fit`, and with an indicator matrix.
+        wrong. "auto" takes 0.05 where `fit` learns from 100 texts a class on average, or more (those held out or of
+        weight 0 don't count), and 0 where there are fewer, in `partial_fit`, and with an indicator matrix. Set a number
+        where probabilities of fits on fewer texts are to suit a fit on all, as in tuned thresholds.
     dropout : float, default=None
         Probability, in [0, 1), that replaces every dropout probability of the checkpoint. None keeps them.
     head_init : {"probe", "random"}, default="probe"
@@ -1146,9 +1147,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         """Return the share of each target to spread; texts that come in parts may be few or many in the end."""
         if self.label_smoothing != "auto":
             return float(self.label_smoothing)
-        are_multilabel, n_classes = classes.are_multilabel, len(classes.values)
-        auto = automatic_label_smoothing(n_texts=n_texts, n_classes=n_classes, are_multilabel=are_multilabel)
-        return 0.0 if in_parts else auto
+        if in_parts or classes.are_multilabel:
+            return 0.0
+        return automatic_label_smoothing(n_texts=n_texts, n_classes=len(classes.values))
 
     def _settings(
         self, *, epochs: int, width: int, label_smoothing: float, goes_on: bool, in_parts: bool

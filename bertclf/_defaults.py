@@ -46,23 +46,20 @@ def automatic_learning_rate(width: int) -> float:
     return 2e-5 if width >= 1024 else 5e-5 if width >= 768 else 1e-4
 
 
-def automatic_label_smoothing(*, n_texts: int, n_classes: int, are_multilabel: bool) -> float:
+def automatic_label_smoothing(*, n_texts: int, n_classes: int) -> float:
     """Choose the share of each target that is spread over all classes: none where there are few texts a class.
 
-    A network that sees a text three times or more knows it by heart, and is surer of others than right. Few texts a
-    class, in many classes, leave it too little to be sure of. Of many labels most are rare, and would be taken for
-    likelier than they are.
+    A network that knows its texts by heart is surer of others than right; held back by smoothing it is right as often
+    where classes have many texts, and less often where they have few.
 
     Parameters
     ----------
     n_texts, n_classes : int
         Number of training texts, and of their classes.
-    are_multilabel : bool
-        Whether a text can have any number of labels.
 
     References
     ----------
     Szegedy et al. (2016), "Rethinking the Inception Architecture for Computer Vision", section 7: 0.1.
     Müller et al. (2019), "When Does Label Smoothing Help?": less sure where wrong.
     """
-    return 0.0 if are_multilabel or n_texts < SMOOTHED_FROM * n_classes else SMOOTHING
+    return SMOOTHING if n_texts >= SMOOTHED_FROM * n_classes else 0.0

@@ -158,10 +158,13 @@ class Progress:
         has_no_gain = self.best is not None and self.epoch - self.best.epoch == self._settings.n_iter_no_change
         return self.is_stopped or has_no_gain or self.epoch == self._settings.epochs
 
-    def end_epoch(self, row: dict[str, Any]) -> None:
-        """Take note of an epoch that is done, given with its row of the history."""
+    def end_epoch(self, row: dict[str, Any], *, objective: float) -> None:
+        """Take note of an epoch that is done, given with its row of the history and the training loss with smoothing.
+
+        A schedule that looks at the training loss looks at what the steps make fall.
+        """
         self.history.append(row)
-        self._optimization.end_epoch(row["training_loss"] if row["validation_loss"] is None else row["validation_loss"])
+        self._optimization.end_epoch(objective if row["validation_loss"] is None else row["validation_loss"])
         if self.best is not None:
             self.best.see(self._network, row)
 

@@ -246,17 +246,16 @@ class Descent:
         self.compute = compute
 
     def step(self, texts: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Take a step on one batch of texts; return its loss before the step, without smoothing, on the device."""
+        """Take a step on one batch of texts; return its losses before the step, see `_losses`, on the device."""
         windows = self.training.tokens.windows_of(texts)
         losses: list[torch.Tensor] = []
 
         def add_part(positions: npt.NDArray[np.int64]) -> None:
             """Add the share that some of the windows have in the gradient."""
-            objective, loss = self._losses(windows[positions])
-            share = len(positions) / len(texts)
+            part = self._losses(windows[positions]) * (len(positions) / len(texts))
             with self.compute.autocast(enabled=False):
-                self.optimization.add_gradient(objective * share)
-            losses.append(loss.detach() * share)
+                self.optimization.add_gradient(part[0])
+            losses.append(part.detach())
 
         def start_over() -> None:
             """Forget the parts."""
@@ -267,7 +266,7 @@ class Descent:
         with self.compute.autocast():  # around all parts, so that each weight is cast once
             self.budget.run(self.training.tokens.lengths[windows], add_part, start_over=start_over)
         self.optimization.step()
-        return torch.stack(losses).sum()
+        return torch.stack(losses).sum(dim=0)
 
     def keep_states(self, texts: npt.NDArray[np.int64]) -> None:
         """Have what the frozen part makes of a batch computed in the parts that a step would take, for their bits."""
@@ -277,16 +276,15 @@ class Descent:
             with self.compute.autocast():
                 self.budget.run(self.training.tokens.lengths[windows], lambda positions: keep(windows[positions]))
 
-    def _losses(self, windows: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the mean loss of some windows: what is to fall, and the same without smoothing."""
+    def _losses(self, windows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return the mean loss of some windows, as it is to fall and without smoothing, of shape (2,)."""
         states = None if self.states is None else self.states.of(windows)
         targets, weights = (to_device(each, self.compute.device) for each in self.training.of_windows(windows))
         logits = self.engine.logits(self.training.tokens, windows, states=states)
         smoothing = self.optimization.label_smoothing
         objective = classification_loss(logits, targets, weights, label_smoothing=smoothing)
-        if smoothing == 0:
-            return objective, objective
-        return objective, classification_loss(logits.detach(), targets, weights, label_smoothing=0.0)
+        plain = classification_loss(logits.detach(), targets, weights, label_smoothing=0.0) if smoothing else objective
+        return torch.stack([objective, plain])
 
 
 def check_schedule(name: str) -> None:

@@ -161,11 +161,11 @@ def train(
                 begun = time.perf_counter()
                 epoch = so_far.epoch + 1
                 batches = random_batches(len(training.tokens), batch_size=settings.batch_size, generator=generator)
-                loss, steps = _train_epoch(descent, batches, epoch=epoch, task=epoch_task, bar=bar)
+                objective, loss, steps = _train_epoch(descent, batches, epoch=epoch, task=epoch_task, bar=bar)
                 optimization.put_back()
                 seconds = time.perf_counter() - begun
                 held_out = None if watch is None else watch.measure()
-                so_far.end_epoch(_row(epoch, so_far.step + steps, loss, seconds, held_out))
+                so_far.end_epoch(_row(epoch, so_far.step + steps, loss, seconds, held_out), objective=objective)
                 if verbose:
                     bar.write(_line(so_far.history[-1], settings.epochs))
             so_far.is_stopped = epoch_task.is_last
@@ -319,18 +319,26 @@ def _repeat(
 
 def _train_epoch(
     descent: Descent, batches: Iterable[npt.NDArray[np.int64]], *, epoch: int, task: Task, bar: Any
-) -> tuple[float, int]:
-    """Take one step for each batch of an epoch; return the mean training loss over its texts, and the steps taken."""
+) -> tuple[float, float, int]:
+    """Take one step for each batch of an epoch.
+
+    Returns
+    -------
+    objective, loss : float
+        The mean training loss over the texts, as it is to fall and without smoothing.
+    n_steps : int
+        Steps taken.
+    """
     descent.engine.train()
-    summed, n_texts = torch.zeros((), device=descent.compute.device), 0
+    summed, n_texts = torch.zeros(2, device=descent.compute.device), 0
     unchecked: list[tuple[torch.Tensor, float]] = []
     step = 0
     for step, rows in enumerate(batches, start=1):
         with task.batch() as batch_task:
             learning_rate = descent.optimization.learning_rate
-            loss = descent.step(rows)
-            unchecked.append((loss, learning_rate))
-            summed += loss * len(rows)
+            losses = descent.step(rows)
+            unchecked.append((losses[0], learning_rate))
+            summed += losses * len(rows)
             n_texts += len(rows)
         if len(unchecked) == STEPS_BETWEEN_CHECKS:
             _check_losses(unchecked, epoch=epoch, last_step=step)
@@ -339,7 +347,8 @@ def _train_epoch(
         if batch_task.is_last:
             break
     _check_losses(unchecked, epoch=epoch, last_step=step)
-    return float(summed) / n_texts, step
+    objective, loss = (summed / n_texts).tolist()
+    return objective, loss, step
 
 
 def _check_losses(losses: list[tuple[torch.Tensor, float]], *, epoch: int, last_step: int) -> None:

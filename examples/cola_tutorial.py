@@ -3,7 +3,7 @@
 The data is the Corpus of Linguistic Acceptability (Warstadt et al., 2019) in its original layout, the folder
 `cola_public/raw`: tab-separated files without header or quoting, with the columns source, label (1 is acceptable),
 notes and sentence. The settings are the tutorial's: 64 tokens, batches of 32, AdamW at 5e-5, linear decay without
-warm-up, 4 epochs.
+warm-up, 4 epochs, a head drawn at random, no smoothing of the targets.
 
     python examples/cola_tutorial.py --data cola_public/raw
 """

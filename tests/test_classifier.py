@@ -158,7 +158,7 @@ OUT_OF_RANGE = {
     "weight_decay": [-0.1, None],
     "max_grad_norm": [0.0, -1.0],
     "layer_decay": [0.0, 1.1, None],
-    "label_smoothing": [-0.1, 1.0],
+    "label_smoothing": [-0.1, 1.0, "Auto", None],
     "dropout": [-0.1, 1.0],
     "head_init": ["zero", None],
     "freeze": [-1, 1.5, "embeddings", None, True, False],

@@ -132,7 +132,7 @@ def step(engine, training, rows, *, max_tokens=10_000, compute=CPU):
     descent = Descent(
         engine.train(), training, None, optimization=still, budget=TokenBudget(max_tokens), compute=compute
     )
-    loss = descent.step(rows)
+    loss, _ = descent.step(rows)
     gradients = still.gradients
     with torch.inference_mode(), compute.autocast():
         logits = engine.train(False).logits(training.tokens, rows)

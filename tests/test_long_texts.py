@@ -166,7 +166,7 @@ def case(request, loaded):
     return checkpoint, LabelledTokens(store, targets, weights), by_hand
 
 
-def loss_by_hand(network, training, by_hand, texts):
+def loss_by_hand(network, training, by_hand, texts, *, smoothing):
     """Return the mean over some texts of weight times the mean loss of the windows of the text."""
     losses = []
     for text in texts:
@@ -174,23 +174,29 @@ def loss_by_hand(network, training, by_hand, texts):
         target, weight = (
             torch.from_numpy(values[[text] * len(logits)]) for values in (training.targets, training.weights)
         )
-        loss = binary_cross_entropy_with_logits if target.ndim == 2 else cross_entropy
-        losses.append((weight * loss(logits, target, reduction="none")).mean())
+        if target.ndim == 1:
+            loss = cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
+        else:
+            smooth = torch.where(target == 1, 1 - smoothing / 2, smoothing / 2)
+            loss = binary_cross_entropy_with_logits(logits, smooth, reduction="none")
+        losses.append((weight * loss).mean())
     return torch.stack(losses).mean()
 
 
-def test_loss_and_gradient_of_a_batch_are_those_of_windows_made_by_hand(case):
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_losses_and_gradient_of_a_batch_are_those_of_windows_made_by_hand(case, smoothing):
     checkpoint, training, by_hand = case
     network, texts = copy.deepcopy(checkpoint.network), np.array([5, 0, 6, 3, 1])
-    expected_loss = loss_by_hand(network, training, by_hand, texts)
+    expected_loss = loss_by_hand(network, training, by_hand, texts, smoothing=smoothing)
     expected_loss.backward()
+    plain_loss = loss_by_hand(network, training, by_hand, texts, smoothing=0.0)
     expected = {name: weight.grad for name, weight in network.named_parameters() if weight.grad is not None}
     largest = max(gradient.abs().max() for gradient in expected.values())
     for max_tokens in (10_000, 40, 1):  # in one part, in parts that cut texts in two, and window by window
         engine = Engine(checkpoint.network, device=CPU.device)
-        still, budget = StandStill(engine), TokenBudget(max_tokens)
-        loss = Descent(engine.train(), training, None, optimization=still, budget=budget, compute=CPU).step(texts)
-        assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
+        still, budget = StandStill(engine, label_smoothing=smoothing), TokenBudget(max_tokens)
+        losses = Descent(engine.train(), training, None, optimization=still, budget=budget, compute=CPU).step(texts)
+        assert losses.tolist() == pytest.approx([expected_loss.item(), plain_loss.item()], rel=1e-5)
         assert still.gradients.keys() == expected.keys()
         for name, gradient in still.gradients.items():
             assert (gradient - expected[name]).abs().max() <= 1e-4 * largest, name

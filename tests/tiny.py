@@ -177,10 +177,10 @@ CONFIGS = {
 class StandStill:
     """An optimisation that keeps the gradients and leaves the weights where they are."""
 
-    label_smoothing = 0.0
     add_gradient = staticmethod(torch.autograd.backward)
 
-    def __init__(self, engine):
+    def __init__(self, engine, *, label_smoothing=0.0):
+        self.label_smoothing = label_smoothing
         self.weights = engine.named_parameters()
         self.gradients = {}
 

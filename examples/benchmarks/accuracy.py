@@ -188,7 +188,10 @@ def bertclf(train, test, *, model, seed, **settings):
 
 
 def tutorial(train, test, **settings):
-    """Train as the tutorial does: 4 epochs at 5e-5 without warm-up, 64 tokens, first token, a head drawn at random."""
+    """Train as the tutorial does: 4 epochs at 5e-5 without warm-up, 64 tokens, first token, a head drawn at random.
+
+    Targets aren't smoothed.
+    """
     return bertclf(
         train,
         test,
@@ -364,7 +367,7 @@ def table(runs):
     return "\n".join(lines)
 
 
-def cases(arguments, run_way, *, is_for=lambda way, rows: True):
+def cases(arguments, run_way, *, is_for=lambda way, train: True):
     """Yield a case for each seed, set and way that is for the set, for `found_or_run`; ways without chance have seed 0.
 
     `run_way` is called as `run` is; `is_for` tells of a way and training rows whether it can be run on them.

@@ -23,7 +23,7 @@ DEFAULTS, BALANCED, TUNED = "defaults", "class_weight balanced", "tuned threshol
 
 
 def is_for(way, train):
-    """Tell whether a way is for such labels."""
+    """Tell whether a way is for the labels of these rows."""
     return way != TUNED or train.are_multilabel or len(np.unique(train.labels)) == 2
 
 

@@ -95,8 +95,8 @@ def stepper(network, training, *, dtype, max_tokens=sys.maxsize, max_texts=None,
     def step(rows):
         if clips_apart:
             with patch.object(Optimization, "_clip", clip_apart):
-                return float(descent.step(rows))
-        return float(descent.step(rows))
+                return float(descent.step(rows)[0])
+        return float(descent.step(rows)[0])
 
     return step
 

@@ -42,7 +42,7 @@ def fit(options: argparse.Namespace) -> None:
 
     train_epoch = _training._train_epoch
 
-    def told(*arguments: object, **named: object) -> tuple[float, int]:
+    def told(*arguments: object, **named: object) -> tuple[float, float, int]:
         """Print that an epoch begins."""
         print(named["epoch"], flush=True)
         return train_epoch(*arguments, **named)
