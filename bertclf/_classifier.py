@@ -215,7 +215,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         outside the classifier. An int gives the same weights at each fit on one CPU; on a GPU up to the order in which
         its kernels add. None takes a new seed from the operating system at each fit.
     verbose : int, default=0
-        0 is silent; 1 or more shows a progress bar, a line per epoch, and the progress of a download.
+        0 is silent; 1 or more shows a progress bar, what "auto" took, a line per epoch, and the progress of a download.
 
     Attributes
     ----------

@@ -150,10 +150,12 @@ def train(
             _repeat(descent, so_far.history, batch_size=settings.batch_size, generator=generator)
         del found  # large
     with tqdm(total=n_steps, initial=so_far.step, unit="step", disable=not verbose) as bar:
-        if verbose and so_far.epoch and fit_file is not None:
-            bar.write(f"goes on after epoch {so_far.epoch}, which is kept in {fit_file.path}")
-        if verbose and engine.why_padded is not None:
-            bar.write(f"texts are padded: {engine.why_padded}")
+        if verbose:
+            bar.write(_summary(settings, n_texts=len(training.tokens), steps_per_epoch=steps_per_epoch))
+            if so_far.epoch and fit_file is not None:
+                bar.write(f"goes on after epoch {so_far.epoch}, which is kept in {fit_file.path}")
+            if engine.why_padded is not None:
+                bar.write(f"texts are padded: {engine.why_padded}")
         while not so_far.is_over:
             with task.epoch(
                 n_batches=steps_per_epoch, snapshot=lambda: snapshot(so_far.trained(goes_on=goes_on))
@@ -385,6 +387,14 @@ def _row(epoch: int, step: int, loss: float, seconds: float, held_out: _Measured
         "training_seconds": seconds,
         "validation_seconds": None if held_out is None else held_out.seconds,
     }
+
+
+def _summary(settings: TrainingSettings, *, n_texts: int, steps_per_epoch: int) -> str:
+    """Return what is shown before the first epoch: what depends on the texts and the network under "auto"."""
+    return (
+        f"trains on {n_texts} texts  epochs {settings.epochs}  steps per epoch {steps_per_epoch}  "
+        f"learning rate {settings.learning_rate:g}  label smoothing {settings.label_smoothing:g}"
+    )
 
 
 def _line(row: dict[str, Any], epochs: int) -> str:
