@@ -935,15 +935,13 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         from bertclf._encoding import Way
         from bertclf._engine import Engine
         from bertclf._frozen import FrozenPart
-        from bertclf._network import depths, freeze
+        from bertclf._network import freeze
         from bertclf._tokens import resolve_max_length, truncation_report, warn_if_much_is_cut
 
         checkpoint = self._copied() if goes_on else self._load(classes)
         network, frozen = checkpoint.network, self._frozen
         compute.place(network)
         freeze(network, frozen)
-        if self.layer_decay != 1 and frozen != "encoder":
-            depths(network)  # raises where there are none, before texts are tokenized for long
         pairs = labelled.texts.are_pairs
         max_length = resolve_max_length(self.max_length, checkpoint.length_limit, checkpoint.tokenizer, pairs=pairs)
         way = Way(checkpoint.tokenizer, max_length, str(self.long_text))
