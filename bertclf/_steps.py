@@ -26,6 +26,9 @@ LOSS_SCHEDULES = {"reduce_lr_on_plateau", "greedy"}
 # (Hägele et al. (2024), "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations": 10 to 20 %).
 FLOOR, DECAY_SHARE = 0.1, 0.1
 
+# Where the polynomial of transformers ends, which refuses a peak that is lower.
+LOWEST_RATE = 1e-7
+
 # State of an optimiser by name of weight and quantity, such as "classifier.bias:exp_avg".
 OptimizerState = dict[str, torch.Tensor]
 SCALER = "gradient scaler"
@@ -298,8 +301,12 @@ def check_schedule(name: str) -> None:
 
 
 def _make_schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings, *, n_steps: int) -> Any:
-    """Return the learning-rate schedule over exactly `n_steps` steps; warm-up is rounded up, as in `Trainer`."""
+    """Return the learning-rate schedule over exactly `n_steps` steps.
+
+    Warm-up is rounded up, as in `Trainer`, but the last step is none of it: the first of all has a rate of zero.
+    """
     needed: dict[str, dict[str, Any]] = {
+        "polynomial": {"lr_end": min(LOWEST_RATE, FLOOR * settings.learning_rate)},
         "cosine_with_min_lr": {"min_lr_rate": FLOOR},
         "cosine_warmup_with_min_lr": {"min_lr_rate": FLOOR},
         "warmup_stable_decay": {"num_decay_steps": math.ceil(n_steps * DECAY_SHARE)},
@@ -307,7 +314,7 @@ def _make_schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings,
     return get_scheduler(
         settings.lr_schedule,
         optimizer,
-        num_warmup_steps=math.ceil(n_steps * settings.warmup_ratio),
+        num_warmup_steps=min(math.ceil(n_steps * settings.warmup_ratio), n_steps - 1),
         num_training_steps=n_steps,
         scheduler_specific_kwargs=needed.get(settings.lr_schedule),
     )

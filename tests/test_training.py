@@ -27,6 +27,10 @@ CPU = Compute(torch.device("cpu"), torch.float32)
 SCHEDULES = sorted(next(iter(Classifier._parameter_constraints["lr_schedule"])).options)
 TARGETS = np.array([label == "rotten" for label in LABELS], dtype=np.int64)
 
+# All schedules, and those without warm-up or with one that doesn't begin at zero.
+ALL = {schedule.value for schedule in transformers.SchedulerType}
+NOT_FROM_ZERO = {"constant", "reduce_lr_on_plateau", "greedy", "cosine_warmup_with_min_lr"}
+
 
 @pytest.fixture
 def loaded(checkpoint):
@@ -137,12 +141,26 @@ def test_a_schedule_that_an_older_transformers_lacks_is_named(checkpoint, monkey
         BertSequenceClassifier(checkpoint, lr_schedule="cosine").fit(TEXTS, LABELS)
 
 
-@pytest.mark.parametrize("schedule", [schedule.value for schedule in transformers.SchedulerType])
+@pytest.mark.parametrize("schedule", sorted(ALL))
 def test_every_schedule_trains(spread, rates, schedule):
     history = run(spread, lr_schedule=schedule, warmup_ratio=0.25, epochs=4)
     assert all(0 <= rate <= 1.1e-3 for rate in rates)
     assert max(rates) == pytest.approx(1e-3, rel=0.2)
     assert history[-1]["training_loss"] < history[0]["training_loss"] - 0.03
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("schedule", sorted(ALL - NOT_FROM_ZERO))
+def test_the_last_step_trains_whatever_the_share_of_warm_up(loaded, rates, schedule, epochs):
+    run(loaded, lr_schedule=schedule, warmup_ratio=1.0, epochs=epochs, batch_size=len(TEXTS))
+    assert rates == pytest.approx([1e-3 * step / (epochs - 1) for step in range(epochs)] if epochs > 1 else [1e-3])
+
+
+@pytest.mark.parametrize("peak", [1e-8, 1e-3])
+def test_a_polynomial_falls_to_its_end_below_the_peak(loaded, rates, peak):
+    run(loaded, lr_schedule="polynomial", learning_rate=peak, epochs=4, batch_size=len(TEXTS))
+    end = min(1e-7, 0.1 * peak)
+    assert rates == pytest.approx([end + (peak - end) * (1 - step / 4) for step in range(4)])
 
 
 def test_the_rate_falls_on_a_plateau_of_the_validation_loss(loaded, rates, monkeypatch):
