@@ -102,7 +102,7 @@ def train(
     optimizer_state : dict or None
         What AdamW remembers from an earlier training of this network; None begins anew.
     verbose : bool
-        Whether to show a progress bar and a line per epoch.
+        Whether to show how it trains, a progress bar, and a line per epoch.
 
     Returns
     -------
@@ -140,6 +140,8 @@ def train(
     )
     if found is not None:
         so_far.take_up(found)
+    if verbose and not so_far.is_over:
+        tqdm.write(_summary(settings, compute, n_texts=len(training.tokens), steps_per_epoch=steps_per_epoch))
     if settings.probes and not so_far.is_over:
         _start_head(
             network, training, states, is_new=found is None, reader=reader, settings=settings, compute=compute,
@@ -150,12 +152,10 @@ def train(
             _repeat(descent, so_far.history, batch_size=settings.batch_size, generator=generator)
         del found  # large
     with tqdm(total=n_steps, initial=so_far.step, unit="step", disable=not verbose) as bar:
-        if verbose:
-            bar.write(_summary(settings, n_texts=len(training.tokens), steps_per_epoch=steps_per_epoch))
-            if so_far.epoch and fit_file is not None:
-                bar.write(f"goes on after epoch {so_far.epoch}, which is kept in {fit_file.path}")
-            if engine.why_padded is not None:
-                bar.write(f"texts are padded: {engine.why_padded}")
+        if verbose and so_far.epoch and fit_file is not None:
+            bar.write(f"goes on after epoch {so_far.epoch}, which is kept in {fit_file.path}")
+        if verbose and engine.why_padded is not None:
+            bar.write(f"texts are padded: {engine.why_padded}")
         while not so_far.is_over:
             with task.epoch(
                 n_batches=steps_per_epoch, snapshot=lambda: snapshot(so_far.trained(goes_on=goes_on))
@@ -389,11 +389,12 @@ def _row(epoch: int, step: int, loss: float, seconds: float, held_out: _Measured
     }
 
 
-def _summary(settings: TrainingSettings, *, n_texts: int, steps_per_epoch: int) -> str:
-    """Return what is shown before the first epoch: what depends on the texts and the network under "auto"."""
+def _summary(settings: TrainingSettings, compute: Compute, *, n_texts: int, steps_per_epoch: int) -> str:
+    """Return what is shown before all else: how it trains, under "auto" too."""
     return (
-        f"trains on {n_texts} texts  epochs {settings.epochs}  steps per epoch {steps_per_epoch}  "
-        f"learning rate {settings.learning_rate:g}  label smoothing {settings.label_smoothing:g}"
+        f"trains on {n_texts} texts  {compute.device} in {str(compute.dtype).removeprefix('torch.')}  "
+        f"epochs {settings.epochs}  steps per epoch {steps_per_epoch}  learning rate {settings.learning_rate:g}  "
+        f"label smoothing {settings.label_smoothing:g}"
     )
 
 

@@ -86,13 +86,15 @@ def test_fit_and_predict_are_silent(checkpoint, capfd, caplog):
     assert caplog.records == []
 
 
-def test_verbose_shows_a_bar_what_auto_took_and_a_line_per_epoch(checkpoint, capfd):
-    clf = BertSequenceClassifier(checkpoint, epochs=2, random_state=0, verbose=1)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_verbose_shows_how_it_trains_a_bar_and_a_line_per_epoch(checkpoint, capfd, precision):
+    clf = BertSequenceClassifier(checkpoint, epochs=2, random_state=0, verbose=1, device="cpu", precision=precision)
     clf.fit(TEXTS, LABELS, X_val=TEXTS, y_val=LABELS)
     out, err = capfd.readouterr()
     summary, *lines = out.splitlines()
     assert summary == (
-        f"trains on {len(TEXTS)} texts  epochs 2  steps per epoch 1  learning rate 0.0001  label smoothing 0"
+        f"trains on {len(TEXTS)} texts  cpu in {precision}  epochs 2  steps per epoch 1  learning rate 0.0001  "
+        "label smoothing 0"
     )
     assert [line[:9] for line in lines] == ["epoch 1/2", "epoch 2/2"]
     assert all("training loss" in line and "validation loss" in line and "validation score" in line for line in lines)
@@ -102,10 +104,12 @@ def test_verbose_shows_a_bar_what_auto_took_and_a_line_per_epoch(checkpoint, cap
 def test_verbose_tells_what_auto_takes_where_there_are_many_texts(checkpoint, capfd):
     n_classes = len(set(LABELS))
     texts, labels = TEXTS * 100 * n_classes, LABELS * 100 * n_classes
-    BertSequenceClassifier(checkpoint, batch_size=len(texts), freeze="encoder", verbose=1).fit(texts, labels)
+    settings = {"batch_size": len(texts), "freeze": "encoder", "device": "cpu", "precision": "float32"}
+    BertSequenceClassifier(checkpoint, **settings, verbose=1).fit(texts, labels)
     summary = capfd.readouterr().out.splitlines()[0]
     assert summary == (
-        f"trains on {len(texts)} texts  epochs 20  steps per epoch 1  learning rate 0.0001  label smoothing 0.05"
+        f"trains on {len(texts)} texts  cpu in float32  epochs 20  steps per epoch 1  learning rate 0.0001  "
+        "label smoothing 0.05"
     )
 
 
