@@ -95,8 +95,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Course of the learning rate, by its name in `transformers.get_scheduler`. "reduce_lr_on_plateau" and "greedy"
         look at the validation loss, or without validation texts at the training loss, after each epoch.
     warmup_ratio : float, default=0.1
-        Share of all steps in which the learning rate rises to its peak, in [0, 1]. The schedules "constant",
-        "reduce_lr_on_plateau" and "greedy" have no warm-up.
+        Share of all steps in which the learning rate rises from zero to its peak, in [0, 1]: so many steps, rounded
+        up, but never the last one. The schedules "constant", "reduce_lr_on_plateau" and "greedy" have no warm-up.
     weight_decay : float, default=0.01
         Decay of AdamW, never on biases and norms.
     max_grad_norm : float, default=1.0
@@ -201,10 +201,10 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         the fit is killed, `fit` with the same folder, data and parameters goes on after the last epoch that was kept,
         and ends with the same bits, on one CPU with as many threads, as if it had never been stopped; if it was over,
         it ends at once with the same result. With `random_state=None` the seed is taken from the file. Other data,
-        parameters or weights to start from are an error, other versions of torch or transformers a warning. Callbacks
-        hear of the epochs that are run. The file takes up to four times as much as the weights, holds nothing that can
-        run, and is yours to delete. It is that of one fit: the fits of a search, or of a `warm_start`, need a folder
-        each. None keeps nothing.
+        parameters or weights to start from are an error, other versions of torch or transformers a warning; functions,
+        such as a scorer, are told apart by their names alone. Callbacks hear of the epochs that are run. The file takes
+        up to four times as much as the weights, holds nothing that can run, and is yours to delete. It is that of one
+        fit: the fits of a search, or of a `warm_start`, need a folder each. None keeps nothing.
     warm_start : bool, default=False
         Whether `fit` goes on from the weights of the last `fit` or `partial_fit`, head included, instead of loading
         `model` anew: then `model`, `revision`, `pooling` and `dropout` are not looked at, the labels must be the same,
@@ -215,7 +215,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         outside the classifier. An int gives the same weights at each fit on one CPU; on a GPU up to the order in which
         its kernels add. None takes a new seed from the operating system at each fit.
     verbose : int, default=0
-        0 is silent; 1 or more shows a progress bar, what "auto" took, a line per epoch, and the progress of a download.
+        0 is silent; 1 or more shows device, precision, epochs, learning rate and label smoothing, a progress bar, a
+        line per epoch, and the progress of a download.
 
     Attributes
     ----------
@@ -436,8 +437,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         X : array-like of str, of shape (n_texts,), (n_texts, 1) or (n_texts, 2)
             Texts; two columns, or tuples of two, are pairs of texts.
         y : array-like of shape (n_texts,) or (n_texts, n_labels)
-            Labels of one sortable type; or, where a text can have any number of labels, a matrix of zeros and ones
-            with a column a label.
+            Labels, all of one type: str, int, bool, whole floats or datetime64; or, where a text can have any number of
+            labels, a matrix of zeros and ones with a column a label.
         sample_weight : array-like of shape (n_texts,), default=None
             Non-negative weights in the loss, scaled to a mean of one. None weighs all texts alike; a text of weight 0
             is left out.
@@ -679,6 +680,29 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         fitted = self._as_it_is()
         probabilities = fitted.predict_proba(X)
         return fitted._classes.decode(probabilities, thresholds=fitted.thresholds_)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the share of texts whose labels are all predicted, the accuracy.
+
+        Parameters
+        ----------
+        X : array-like of str, of shape (n_texts,), (n_texts, 1) or (n_texts, 2)
+            Texts or pairs, as in `fit`.
+        y : array-like of shape (n_texts,) or (n_texts, n_labels)
+            Their labels, in any form that `fit` takes.
+        sample_weight : array-like of shape (n_texts,), default=None
+            What each text counts; None counts all alike.
+
+        Returns
+        -------
+        float
+            From 0 to 1.
+        """
+        from sklearn.metrics import accuracy_score
+
+        predicted = metric_labels(self.predict(X))
+        labels = metric_labels(read_labels(y, n_texts=len(predicted)))
+        return float(accuracy_score(labels, predicted, sample_weight=sample_weight))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Save the fitted classifier to a folder, from which `from_pretrained` loads it without running any code.

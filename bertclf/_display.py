@@ -2,6 +2,7 @@
 
 from typing import Any, Self
 
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 
@@ -50,8 +51,8 @@ class TrainingDisplay:
 
         Parameters
         ----------
-        estimator : BertSequenceClassifier
-            Fitted classifier.
+        estimator : BertSequenceClassifier or Pipeline
+            Fitted classifier, or a pipeline that ends in one.
         ax : matplotlib Axes, default=None
             Axes to draw on; None makes a new figure.
         **kwargs : dict
@@ -67,8 +68,9 @@ class TrainingDisplay:
         NotFittedError
             If the classifier is not fitted.
         """
-        check_is_fitted(estimator)
-        return cls(history=estimator.history_).plot(ax=ax, **kwargs)
+        classifier = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+        check_is_fitted(classifier)
+        return cls(history=classifier.history_).plot(ax=ax, **kwargs)
 
     def plot(self, ax: Any = None, **kwargs: Any) -> Self:
         """Draw the curves.

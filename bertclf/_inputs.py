@@ -201,12 +201,17 @@ def _table(columns: list[list[Any]], name: str, *, names: Sequence[Any]) -> Text
         )
     if not columns[0]:
         raise ValueError(f"Found array with 0 sample(s): {name} is empty, but at least one text is required.")
-    has_names = bool(names) and all(isinstance(column, str) for column in names)
+    are_str = {isinstance(column, str) for column in names}
+    if len(are_str) == 2:
+        raise TypeError(
+            f"{name} has the columns {list(names)}: feature names are only supported if all of them are str. Rename "
+            "the columns, by X.columns = X.columns.astype(str) for example."
+        )
     return Texts(
         first=columns[0],
         second=columns[1] if len(columns) == 2 else None,
         n_columns=len(columns),
-        column_names=np.asarray(names, dtype=object) if has_names else None,
+        column_names=np.asarray(names, dtype=object) if are_str == {True} else None,
     )
 
 

@@ -311,7 +311,7 @@ def _encode_labels(values: npt.NDArray[Any]) -> dict[str, Any]:
         if json.loads(json.dumps(listed)) != listed:  # halves of one character
             raise ValueError("JSON would change them")
         again = _decode_labels(name, listed)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"Labels of type {values.dtype} can't be saved: {error}. Fit on labels that are str, int, bool or float."
         ) from error

@@ -1,6 +1,6 @@
 """What the caller passes as y and as weights, turned into targets; every error about them is raised here."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, MappingView, Set
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Self
@@ -136,7 +136,8 @@ def read_labels(y: Any, *, n_texts: int, name: str = "y", texts_name: str = "X")
         raise ValueError(
             f"This BertSequenceClassifier estimator requires {name} to be passed, but the target {name} is None."
         )
-    if isinstance(y, (str, bytes, Mapping, Set)) or np.isscalar(y):
+    is_array_like = hasattr(y, "__len__") or hasattr(y, "__array__")
+    if isinstance(y, (str, bytes, Mapping, MappingView, Set)) or np.isscalar(y) or not is_array_like:
         raise ValueError(f"{name} is a {type(y).__name__}, but one label a text is needed. Pass a list or an array.")
     matrix = _as_matrix(y, name)
     labels = _read_column(y, name) if matrix is None else _read_indicators(matrix, name)
@@ -393,19 +394,19 @@ def split(labelled: LabelledTexts, *, fraction: float, seed: int) -> tuple[Label
     """
     from sklearn.model_selection import train_test_split
 
-    targets = labelled.targets
+    labels = metric_labels(labelled.labels)
     try:
         kept, held_out = train_test_split(
             np.arange(len(labelled)),
             test_size=fraction,
             random_state=seed,
-            stratify=None if targets.ndim == 2 else targets,
+            stratify=None if labels.ndim == 2 else labels,
         )
     except ValueError as error:
         raise ValueError(
             f"early_stopping, calibration or thresholds can't hold out validation_fraction={fraction} of "
-            f"{len(labelled)} texts: {error} Pass X_val and y_val, change validation_fraction, or set "
-            "early_stopping=False, calibration=None and thresholds=None."
+            f"{len(labelled)} texts: {str(error).rstrip('.')}. Pass X_val and y_val, change validation_fraction, or "
+            "set early_stopping=False, calibration=None and thresholds=None."
         ) from error
     return labelled.take(np.sort(kept)), labelled.take(np.sort(held_out))
 
@@ -486,6 +487,11 @@ def _read_column(y: Any, name: str) -> npt.NDArray[Any]:
         _check_label_types(list(labels), name)
         if labels.dtype.kind == "O" and not any(isinstance(label, str) for label in labels[:1]):
             labels = np.asarray(labels.tolist())
+        if labels.dtype.kind == "O" and len(labels) and not isinstance(labels[0], str):
+            raise ValueError(
+                f"{name}[0] is {described(labels[0])}, but a label must be str, int, bool, float or datetime64 "
+                "(Unknown label type). Convert the labels, to str for example."
+            )
     elif labels.dtype.kind == "f" and not np.isfinite(labels).all():
         row = int(np.argmin(np.isfinite(labels)))
         raise ValueError(

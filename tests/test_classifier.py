@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import LABELS, TEXTS, texts_are_cut
 from sklearn import config_context
@@ -30,6 +31,18 @@ def clf(checkpoint):
 def test_learns_what_separates_the_classes(clf):
     assert clf.score(TEXTS, LABELS) == 1.0
     assert clf.predict(["a great film", "an awful film"]).tolist() == ["fresh", "rotten"]
+
+
+def test_the_score_is_the_accuracy_of_labels_in_any_form_that_fit_takes(clf, checkpoint):
+    wrong = ["fresh"] * len(TEXTS)
+    assert clf.score(TEXTS, wrong) == pytest.approx(np.mean(np.array(LABELS) == "fresh"))
+    assert clf.score(TEXTS, wrong, sample_weight=np.array(LABELS) == "fresh") == 1.0
+    topics = pd.DataFrame({"fresh": np.array(LABELS) == "fresh", "rotten": np.array(LABELS) == "rotten"})
+    matrix = topics.astype("Int64")
+    several = clone(clf).fit(TEXTS, matrix)
+    assert several.score(TEXTS, matrix) == several.score(TEXTS, topics.to_numpy().astype(int)) == 1.0
+    with pytest.raises(ValueError, match="y has 1 labels"):
+        clf.score(TEXTS, ["fresh"])
 
 
 def test_outputs_of_two_classes_agree_with_each_other(clf):

@@ -3,6 +3,7 @@ import sys
 import matplotlib as mpl
 import pytest
 from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
 
 from bertclf import BertSequenceClassifier, TrainingDisplay
 
@@ -60,6 +61,7 @@ def test_from_estimator_draws_the_history_of_a_fitted_classifier():
         TrainingDisplay.from_estimator(clf)
     clf.model_, clf.history_ = object(), HISTORY
     assert len(TrainingDisplay.from_estimator(clf).lines_) == 2
+    assert len(TrainingDisplay.from_estimator(make_pipeline("passthrough", clf)).lines_) == 2
 
 
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):

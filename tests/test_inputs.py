@@ -121,8 +121,14 @@ def test_frames_give_the_names_of_their_columns(name: str) -> None:
     assert_array_equal(read_texts(TWO_COLUMNS[name]).column_names, ["first", "second"])
 
 
-@pytest.mark.parametrize("names", [[0, 1], ["text", 1], [("a", "b"), ("a", "c")]])
-def test_names_that_are_not_all_strings_are_no_names(names: list[Any]) -> None:
+def test_names_of_which_only_some_are_strings_are_refused_with_the_remedy() -> None:
+    message = saying("X has the columns ['text', 1]", "only supported if all of them are str", "X.columns.astype(str)")
+    with pytest.raises(TypeError, match=message):
+        read_texts(pd.DataFrame(PAIRS, columns=["text", 1]))
+
+
+@pytest.mark.parametrize("names", [[0, 1], [("a", "b"), ("a", "c")]])
+def test_names_that_are_no_strings_are_no_names(names: list[Any]) -> None:
     texts = read_texts(pd.DataFrame(PAIRS, columns=pd.Index(names, tupleize_cols=False)))
 
     assert texts.second == OTHERS

@@ -199,6 +199,8 @@ def test_too_few_texts_of_a_class_to_hold_some_out_are_told(clf):
     message = r"early_stopping, calibration or thresholds can't hold out validation_fraction=0.1 of 15 texts.*X_val"
     with pytest.raises(ValueError, match=message):
         clf.set_params(early_stopping=True).fit([*TEXTS, "a film"], [*LABELS, "middling"])
+    with pytest.raises(ValueError, match=r"members are: \['middling'\]\. Pass X_val and y_val"):
+        clf.fit([*TEXTS, "a film"], [*LABELS, "middling"])
 
 
 def test_validation_weights_weigh_in_loss_and_score(clf):

@@ -240,6 +240,15 @@ def test_labels_that_json_would_change_are_not_saved(checkpoint, tmp_path):
         clf.save_pretrained(tmp_path / "model")
 
 
+@pytest.mark.parametrize("unit", ["D", "us", "ns"])
+def test_dates_as_labels_are_not_saved(checkpoint, tmp_path, unit):
+    days = np.array(["2020-01-01", "2021-01-01"], dtype=f"datetime64[{unit}]")
+    clf = fitted(checkpoint, y=days[np.arange(len(TEXTS)) % 2])
+    with pytest.raises(ValueError, match=r"^Labels of type datetime64\[.*\] can't be saved.*Fit on labels that"):
+        clf.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_what_json_cannot_hold_is_not_encoded():
     with pytest.raises(TypeError, match="JSON can't hold a set"):
         encode({"a": {1}})

@@ -1,5 +1,7 @@
 """The room `_targets`: labels, class weights and sample weights, and what is wrong with them."""
 
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -152,16 +154,30 @@ def test_continuous_labels_are_refused_in_the_words_of_scikit_learn(labels: Any)
         read_labels(labels, n_texts=2)
 
 
-@pytest.mark.parametrize("labels", ["ab", 3, {"a": 1, "b": 2}, {"a", "b"}])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [Decimal(1), Decimal(2)],
+        [date(2020, 1, 1), date(2021, 1, 1)],
+        [2**70, 2**71],
+        pd.Series(pd.period_range("2020", periods=2)),
+    ],
+    ids=["Decimal", "date", "large int", "Period"],
+)
+def test_labels_of_types_that_cannot_be_told_apart_are_refused_with_the_remedy(labels: Any) -> None:
+    kind = type(labels[0]).__name__
+    rule = "but a label must be str, int, bool, float or datetime64 (Unknown label type)"
+    with pytest.raises(ValueError, match=saying(f"y[0] is {kind}", rule, "Convert the labels, to str for example")):
+        read_labels(labels, n_texts=2)
+
+
+@pytest.mark.parametrize(
+    "labels", ["ab", 3, np.int64(3), {"a": 1, "b": 2}, {"a", "b"}, {1: "a"}.values(), map(str, "ab"), iter("ab")]
+)
 def test_what_is_no_array_of_labels_is_refused(labels: Any) -> None:
     kind = type(labels).__name__
     with pytest.raises(ValueError, match=f"y is a {kind}, but one label a text is needed. Pass a list or an array"):
         read_labels(labels, n_texts=2)
-
-
-def test_a_generator_of_labels_is_refused() -> None:
-    with pytest.raises(ValueError, match="y should be a 1d array"):
-        read_labels((label for label in "ab"), n_texts=2)
 
 
 def test_sparse_labels_are_refused() -> None:
