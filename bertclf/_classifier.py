@@ -108,7 +108,7 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         share weights (ALBERT) or are in two stacks (BART) only 1 is possible.
     label_smoothing : float or "auto", default="auto"
         Share of each target that is spread evenly over all classes, in [0, 1): the network is less sure where it is
-        wrong. "auto" takes 0.05 where `fit` learns from 100 texts a class on average, or more (those held out or of
+        wrong. "auto" takes 0.05 where `fit` learns from 50 texts a class on average, or more (those held out or of
         weight 0 don't count), and 0 where there are fewer, in `partial_fit`, and with an indicator matrix. Set a number
         where probabilities of fits on fewer texts are to suit a fit on all, as in tuned thresholds.
     dropout : float, default=None

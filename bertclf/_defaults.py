@@ -6,7 +6,7 @@ MIN_STEPS = 300
 MIN_EPOCHS, MAX_EPOCHS = 3, 20
 
 # Label smoothing, and of how many texts a class: chosen on held-out rows, see docs/accuracy.md.
-SMOOTHING, SMOOTHED_FROM = 0.05, 100
+SMOOTHING, SMOOTHED_FROM = 0.05, 50
 
 
 def automatic_epochs(*, n_texts: int, batch_size: int) -> int:

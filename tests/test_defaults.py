@@ -25,7 +25,7 @@ def test_the_learning_rate_falls_with_the_width_of_the_network(width, learning_r
 
 
 @pytest.mark.parametrize(
-    ("n_texts", "n_classes", "label_smoothing"), [(200, 2, 0.05), (199, 2, 0.0), (7_699, 77, 0.0), (7_700, 77, 0.05)]
+    ("n_texts", "n_classes", "label_smoothing"), [(100, 2, 0.05), (99, 2, 0.0), (3_849, 77, 0.0), (3_850, 77, 0.05)]
 )
-def test_targets_are_smoothed_from_100_texts_a_class_on(n_texts, n_classes, label_smoothing):
+def test_targets_are_smoothed_from_50_texts_a_class_on(n_texts, n_classes, label_smoothing):
     assert automatic_label_smoothing(n_texts=n_texts, n_classes=n_classes) == label_smoothing
