@@ -95,8 +95,9 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         Course of the learning rate, by its name in `transformers.get_scheduler`. "reduce_lr_on_plateau" and "greedy"
         look at the validation loss, or without validation texts at the training loss, after each epoch.
     warmup_ratio : float, default=0.1
-        Share of all steps in which the learning rate rises from zero to its peak, in [0, 1]: so many steps, rounded
-        up, but never the last one. The schedules "constant", "reduce_lr_on_plateau" and "greedy" have no warm-up.
+        Share of all steps in which the learning rate rises to its peak, in [0, 1], rounded up to whole steps. It begins
+        with a step of rate zero and never takes the last one, but in "cosine_warmup_with_min_lr". The schedules
+        "constant", "reduce_lr_on_plateau" and "greedy" have none.
     weight_decay : float, default=0.01
         Decay of AdamW, never on biases and norms.
     max_grad_norm : float, default=1.0
@@ -725,8 +726,8 @@ class BertSequenceClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimato
         NotFittedError
             If the classifier is not fitted.
         ValueError
-            If a parameter is not what it must be, a weight is not finite or not float32, or modules of `model_` were
-            exchanged.
+            If a parameter is not what it must be, a weight is not finite or not float32, modules of `model_` were
+            exchanged, or labels are of a type that JSON has no form for, such as datetime64.
         OSError
             If the folder can't be written, or holds anything else. It is as it was, and nothing is left beside it.
 

@@ -28,7 +28,7 @@ class Texts:
     n_columns : int or None
         Columns of a 2-D input, None for a 1-D input.
     column_names : ndarray of str or None
-        Names of the columns of a data frame, None if it has none or they are not all strings.
+        Names of the columns of a data frame, None if it has none or none is a str.
     """
 
     first: list[str]
@@ -205,7 +205,7 @@ def _table(columns: list[list[Any]], name: str, *, names: Sequence[Any]) -> Text
     if len(are_str) == 2:
         raise TypeError(
             f"{name} has the columns {list(names)}: feature names are only supported if all of them are str. Rename "
-            "the columns, by X.columns = X.columns.astype(str) for example."
+            f"the columns, by {name}.columns = {name}.columns.astype(str) for example."
         )
     return Texts(
         first=columns[0],

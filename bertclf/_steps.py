@@ -22,6 +22,9 @@ from bertclf._tokens import TokenStore
 # Schedules that look at the loss, once an epoch; all others count steps.
 LOSS_SCHEDULES = {"reduce_lr_on_plateau", "greedy"}
 
+# The schedule whose warm-up doesn't begin with a step of rate zero.
+ABOVE_ZERO = "cosine_warmup_with_min_lr"
+
 # What transformers asks for and has no default of: a floor of a tenth of the peak, and the last tenth for the decay
 # (Hägele et al. (2024), "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations": 10 to 20 %).
 FLOOR, DECAY_SHARE = 0.1, 0.1
@@ -303,18 +306,21 @@ def check_schedule(name: str) -> None:
 def _make_schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings, *, n_steps: int) -> Any:
     """Return the learning-rate schedule over exactly `n_steps` steps.
 
-    Warm-up is rounded up, as in `Trainer`, but the last step is none of it: the first of all has a rate of zero.
+    Warm-up is rounded up, as in `Trainer`, but where it begins at zero the last step is none of it.
     """
+    n_warmup = math.ceil(n_steps * settings.warmup_ratio)
+    if settings.lr_schedule != ABOVE_ZERO:
+        n_warmup = min(n_warmup, n_steps - 1)
     needed: dict[str, dict[str, Any]] = {
         "polynomial": {"lr_end": min(LOWEST_RATE, FLOOR * settings.learning_rate)},
         "cosine_with_min_lr": {"min_lr_rate": FLOOR},
         "cosine_warmup_with_min_lr": {"min_lr_rate": FLOOR},
-        "warmup_stable_decay": {"num_decay_steps": math.ceil(n_steps * DECAY_SHARE)},
+        "warmup_stable_decay": {"num_decay_steps": min(math.ceil(n_steps * DECAY_SHARE), n_steps - n_warmup)},
     }
     return get_scheduler(
         settings.lr_schedule,
         optimizer,
-        num_warmup_steps=min(math.ceil(n_steps * settings.warmup_ratio), n_steps - 1),
+        num_warmup_steps=n_warmup,
         num_training_steps=n_steps,
         scheduler_specific_kwargs=needed.get(settings.lr_schedule),
     )

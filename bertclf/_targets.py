@@ -139,6 +139,7 @@ def read_labels(y: Any, *, n_texts: int, name: str = "y", texts_name: str = "X")
     is_array_like = hasattr(y, "__len__") or hasattr(y, "__array__")
     if isinstance(y, (str, bytes, Mapping, MappingView, Set)) or np.isscalar(y) or not is_array_like:
         raise ValueError(f"{name} is a {type(y).__name__}, but one label a text is needed. Pass a list or an array.")
+    y = y if hasattr(y, "__len__") else np.asarray(y)
     matrix = _as_matrix(y, name)
     labels = _read_column(y, name) if matrix is None else _read_indicators(matrix, name)
     if len(labels) != n_texts:
@@ -394,13 +395,16 @@ def split(labelled: LabelledTexts, *, fraction: float, seed: int) -> tuple[Label
     """
     from sklearn.model_selection import train_test_split
 
-    labels = metric_labels(labelled.labels)
+    targets = labelled.targets
     try:
+        if targets.ndim == 1 and (alone := np.isin(targets, np.flatnonzero(np.bincount(targets) == 1))).any():
+            labels = metric_labels(labelled.labels[alone])
+            raise ValueError(f"there is only one text of each of {quote_all(labels)}, and a class needs two")
         kept, held_out = train_test_split(
             np.arange(len(labelled)),
             test_size=fraction,
             random_state=seed,
-            stratify=None if labels.ndim == 2 else labels,
+            stratify=None if targets.ndim == 2 else targets,
         )
     except ValueError as error:
         raise ValueError(
@@ -487,11 +491,8 @@ def _read_column(y: Any, name: str) -> npt.NDArray[Any]:
         _check_label_types(list(labels), name)
         if labels.dtype.kind == "O" and not any(isinstance(label, str) for label in labels[:1]):
             labels = np.asarray(labels.tolist())
-        if labels.dtype.kind == "O" and len(labels) and not isinstance(labels[0], str):
-            raise ValueError(
-                f"{name}[0] is {described(labels[0])}, but a label must be str, int, bool, float or datetime64 "
-                "(Unknown label type). Convert the labels, to str for example."
-            )
+        if labels.dtype.kind == "O" and not all(isinstance(label, str) for label in labels[:1]):
+            _refuse_objects(labels.tolist(), name)
     elif labels.dtype.kind == "f" and not np.isfinite(labels).all():
         row = int(np.argmin(np.isfinite(labels)))
         raise ValueError(
@@ -501,6 +502,18 @@ def _read_column(y: Any, name: str) -> npt.NDArray[Any]:
     if not are_strings:
         check_classification_targets(labels)
     return labels
+
+
+def _refuse_objects(labels: list[Any], name: str) -> None:
+    """Raise the error of labels that numpy can't hold in a type of its own."""
+    others = (row for row, label in enumerate(labels) if not isinstance(label, (Real, np.bool_, np.datetime64)))
+    row = next(others, None)
+    if row is None:
+        row = max(range(len(labels)), key=lambda row: abs(labels[row]))
+    raise ValueError(
+        f"{name}[{row}] is {described(labels[row])}, but a label must be a str, a bool, an int of up to 64 bits, a "
+        "float or a datetime64 (Unknown label type). Convert the labels, to str for example."
+    )
 
 
 def _weights_of_values(

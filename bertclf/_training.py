@@ -153,7 +153,8 @@ def train(
         del found  # large
     with tqdm(total=n_steps, initial=so_far.step, unit="step", disable=not verbose) as bar:
         if verbose and so_far.epoch and fit_file is not None:
-            bar.write(f"goes on after epoch {so_far.epoch}, which is kept in {fit_file.path}")
+            was = "was over" if so_far.is_over else "goes on"
+            bar.write(f"{was} after epoch {so_far.epoch}, which is kept in {fit_file.path}")
         if verbose and engine.why_padded is not None:
             bar.write(f"texts are padded: {engine.why_padded}")
         while not so_far.is_over:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import LABELS, TEXTS
 
-from bertclf import BertSequenceClassifier
+from bertclf import BertSequenceClassifier, _training
 
 WATCHED = {
     "open",
@@ -99,6 +99,20 @@ def test_verbose_shows_how_it_trains_a_bar_and_a_line_per_epoch(checkpoint, capf
     assert [line[:9] for line in lines] == ["epoch 1/2", "epoch 2/2"]
     assert all("training loss" in line and "validation loss" in line and "validation score" in line for line in lines)
     assert "2/2" in err
+
+
+def test_verbose_tells_how_it_trains_before_the_head_begins(checkpoint, capfd, monkeypatch):
+    told = []
+    begin = _training._start_head
+
+    def noting(*args, **kwargs):
+        told.append(capfd.readouterr().out)
+        return begin(*args, **kwargs)
+
+    monkeypatch.setattr(_training, "_start_head", noting)
+    BertSequenceClassifier(checkpoint, epochs=1, verbose=1).fit(TEXTS, LABELS)
+    assert len(told) == 1
+    assert told[0].startswith("trains on")
 
 
 def test_verbose_tells_what_auto_takes_where_there_are_many_texts(checkpoint, capfd):

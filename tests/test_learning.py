@@ -199,8 +199,12 @@ def test_too_few_texts_of_a_class_to_hold_some_out_are_told(clf):
     message = r"early_stopping, calibration or thresholds can't hold out validation_fraction=0.1 of 15 texts.*X_val"
     with pytest.raises(ValueError, match=message):
         clf.set_params(early_stopping=True).fit([*TEXTS, "a film"], [*LABELS, "middling"])
-    with pytest.raises(ValueError, match=r"members are: \['middling'\]\. Pass X_val and y_val"):
+    with pytest.raises(ValueError, match=r"one text of each of \['middling'\], and a class needs two\. Pass X_val"):
         clf.fit([*TEXTS, "a film"], [*LABELS, "middling"])
+    with pytest.raises(ValueError, match=r"each of \[0, 1, 2, .*, \.\.\.\] \(25 labels\), and a class"):
+        clf.fit([f"film {number}" for number in range(100)], [*range(25), *[99] * 75])
+    with pytest.raises(ValueError, match=r"number of classes = 150\. Pass X_val"):
+        clf.fit([f"film {number}" for number in range(300)], list(range(150)) * 2)
 
 
 def test_validation_weights_weigh_in_loss_and_score(clf):

@@ -232,6 +232,13 @@ def test_what_changes_no_bit_may_be_another(make, stop, checkpoint, tmp_path, ca
     assert f"goes on after epoch 1, which is kept in {tmp_path / 'fit' / FILE_NAME}" in capsys.readouterr().out
 
 
+def test_a_fit_that_was_over_says_so_and_not_how_it_trains(make, tmp_path, capsys):
+    make(epochs=2).fit(TEXTS, LABELS)
+    make(epochs=2, verbose=1).fit(TEXTS, LABELS)
+    out = capsys.readouterr().out
+    assert out == f"was over after epoch 2, which is kept in {tmp_path / 'fit' / FILE_NAME}\n"
+
+
 def test_nothing_is_left_but_the_file(make, tmp_path):
     make().fit(TEXTS, LABELS)
     assert [file.name for file in (tmp_path / "fit").iterdir()] == [FILE_NAME]

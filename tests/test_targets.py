@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 from conftest import saying
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_array, csr_matrix
 from sklearn.exceptions import DataConversionWarning
 
@@ -155,19 +156,21 @@ def test_continuous_labels_are_refused_in_the_words_of_scikit_learn(labels: Any)
 
 
 @pytest.mark.parametrize(
-    "labels",
+    ("labels", "row"),
     [
-        [Decimal(1), Decimal(2)],
-        [date(2020, 1, 1), date(2021, 1, 1)],
-        [2**70, 2**71],
-        pd.Series(pd.period_range("2020", periods=2)),
+        ([Decimal(1), Decimal(2)], 0),
+        ([1.0, Decimal(2)], 1),
+        ([1, date(2020, 1, 1)], 1),
+        ([1, {"a": 1}], 1),
+        ([1, 2**70], 1),
+        (pd.Series(pd.period_range("2020", periods=2)), 0),
     ],
-    ids=["Decimal", "date", "large int", "Period"],
+    ids=["Decimal", "float and Decimal", "date", "dict", "large int", "Period"],
 )
-def test_labels_of_types_that_cannot_be_told_apart_are_refused_with_the_remedy(labels: Any) -> None:
-    kind = type(labels[0]).__name__
-    rule = "but a label must be str, int, bool, float or datetime64 (Unknown label type)"
-    with pytest.raises(ValueError, match=saying(f"y[0] is {kind}", rule, "Convert the labels, to str for example")):
+def test_labels_that_numpy_has_no_type_for_are_refused_with_row_and_remedy(labels: Any, row: int) -> None:
+    rule = "but a label must be a str, a bool, an int of up to 64 bits, a float or a datetime64 (Unknown label type)"
+    start = f"y[{row}] is {type(labels[row]).__name__}"
+    with pytest.raises(ValueError, match=saying(start, rule, "Convert the labels, to str for example")):
         read_labels(labels, n_texts=2)
 
 
@@ -178,6 +181,15 @@ def test_what_is_no_array_of_labels_is_refused(labels: Any) -> None:
     kind = type(labels).__name__
     with pytest.raises(ValueError, match=f"y is a {kind}, but one label a text is needed. Pass a list or an array"):
         read_labels(labels, n_texts=2)
+
+
+@pytest.mark.parametrize("labels", [np.array(["a", "b"]), np.array([[1, 0], [0, 1]])])
+def test_what_can_only_be_made_an_array_is_read_as_that_array(labels: npt.NDArray[Any]) -> None:
+    class ArrayLike:
+        def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+            return labels
+
+    assert_array_equal(read_labels(ArrayLike(), n_texts=2), labels)
 
 
 def test_sparse_labels_are_refused() -> None:

@@ -149,11 +149,18 @@ def test_every_schedule_trains(spread, rates, schedule):
     assert history[-1]["training_loss"] < history[0]["training_loss"] - 0.03
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("epochs", [1, 3, 20])
 @pytest.mark.parametrize("schedule", sorted(ALL - NOT_FROM_ZERO))
 def test_the_last_step_trains_whatever_the_share_of_warm_up(loaded, rates, schedule, epochs):
     run(loaded, lr_schedule=schedule, warmup_ratio=1.0, epochs=epochs, batch_size=len(TEXTS))
     assert rates == pytest.approx([1e-3 * step / (epochs - 1) for step in range(epochs)] if epochs > 1 else [1e-3])
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(1, [1e-3]), (2, [5e-4, 1e-3])])
+def test_a_warm_up_that_begins_above_zero_may_take_all_steps(loaded, rates, epochs, expected):
+    schedule = "cosine_warmup_with_min_lr"
+    run(loaded, lr_schedule=schedule, warmup_ratio=1.0, epochs=epochs, batch_size=len(TEXTS))
+    assert rates == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("peak", [1e-8, 1e-3])
