@@ -506,13 +506,13 @@ def _read_column(y: Any, name: str) -> npt.NDArray[Any]:
 
 def _refuse_objects(labels: list[Any], name: str) -> None:
     """Raise the error of labels that numpy can't hold in a type of its own."""
-    others = (row for row, label in enumerate(labels) if not isinstance(label, (Real, np.bool_, np.datetime64)))
+    others = (row for row, label in enumerate(labels) if not isinstance(label, (Real, np.bool_)))
     row = next(others, None)
     if row is None:
         row = max(range(len(labels)), key=lambda row: abs(labels[row]))
     raise ValueError(
-        f"{name}[{row}] is {described(labels[row])}, but a label must be a str, a bool, an int of up to 64 bits, a "
-        "float or a datetime64 (Unknown label type). Convert the labels, to str for example."
+        f"{name}[{row}] is {described(labels[row])}, but labels must be str, bool, int of up to 64 bits, float or "
+        "datetime64, all of one type (Unknown label type). Convert them, to str for example."
     )
 
 
