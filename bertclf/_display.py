@@ -2,7 +2,6 @@
 
 from typing import Any, Self
 
-from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 
@@ -68,6 +67,8 @@ class TrainingDisplay:
         NotFittedError
             If the classifier is not fitted.
         """
+        from sklearn.pipeline import Pipeline
+
         classifier = estimator[-1] if isinstance(estimator, Pipeline) else estimator
         check_is_fitted(classifier)
         return cls(history=classifier.history_).plot(ax=ax, **kwargs)

@@ -262,7 +262,8 @@ def test_auto_smoothing_follows_the_texts_a_class_that_fit_learns_from(checkpoin
     clf.fit(many, labels)
     clf.fit(TEXTS, LABELS)
     clf.fit(many, [[int(label == "fresh"), 1] for label in labels])
-    BertSequenceClassifier(checkpoint, random_state=0, calibration="temperature").fit(many, labels)  # holds out a tenth
+    holding_out = {"calibration": "temperature", "validation_fraction": 0.6}  # learns from 42 a class
+    BertSequenceClassifier(checkpoint, random_state=0, **holding_out).fit(many, labels)
     BertSequenceClassifier(checkpoint, random_state=0).partial_fit(many, labels, np.unique(labels))
     BertSequenceClassifier(checkpoint, random_state=0, label_smoothing=0.3).partial_fit(
         TEXTS, LABELS, np.unique(labels)
