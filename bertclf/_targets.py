@@ -491,8 +491,8 @@ def _read_column(y: Any, name: str) -> npt.NDArray[Any]:
         _check_label_types(list(labels), name)
         if labels.dtype.kind == "O" and not any(isinstance(label, str) for label in labels[:1]):
             labels = np.asarray(labels.tolist())
-        if labels.dtype.kind == "O" and not all(isinstance(label, str) for label in labels[:1]):
-            _refuse_objects(labels.tolist(), name)
+            if labels.dtype.kind == "O":
+                _refuse_objects(labels.tolist(), name)
     elif labels.dtype.kind == "f" and not np.isfinite(labels).all():
         row = int(np.argmin(np.isfinite(labels)))
         raise ValueError(

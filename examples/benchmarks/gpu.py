@@ -530,6 +530,27 @@ def seeds_reproduce_and_stay_inside(place):
 
 
 @check
+def trainings_end_where_those_on_a_cpu_do(place):
+    """Without dropout, trainings of many steps in float32 end where those on a CPU do."""
+    texts = random_texts(mixed_lengths(256))
+    told = []
+    for settings in (
+        {"pooling": "cls", "head_init": "random", "label_smoothing": 0.0, "warmup_ratio": 0.0},
+        {"pooling": "mean", "head_init": "probe", "label_smoothing": 0.05, "warmup_ratio": 0.1},
+    ):
+        scores = [
+            classifier(place, device=device, precision="float32", dropout=0.0, epochs=4, learning_rate=1e-3, **settings)
+            .fit(texts, labels_of(texts))
+            .decision_function(texts)
+            for device in (str(place.device), "cpu")
+        ]
+        apart = distance(*map(torch.from_numpy, scores))
+        assert apart < 1e-3, f"{settings}: scores {apart:.1e} apart"
+        told.append(f"{apart:.1e}")
+    return f"scores {' and '.join(told)} apart"
+
+
+@check
 def it_learns(place):
     """Networks of random weights learn to tell two words apart, in each precision."""
     texts = [f"w{number % 2} {text}" for number, text in enumerate(random_texts([8] * 256))]
