@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, MappingView, Set
 from dataclasses import dataclass, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
@@ -490,10 +490,13 @@ def _read_column(y: Any, name: str) -> npt.NDArray[Any]:
     if labels.dtype.kind in "OTmM":
         _check_label_types(list(labels), name)
         if labels.dtype.kind == "O" and not any(isinstance(label, str) for label in labels[:1]):
-            labels = np.asarray(labels.tolist())
+            y = labels.tolist()
+            labels = np.asarray(y)
             if labels.dtype.kind == "O":
-                _refuse_objects(labels.tolist(), name)
-    elif labels.dtype.kind == "f" and not np.isfinite(labels).all():
+                _refuse_objects(y, name)
+    if _are_rounded(labels, y):
+        _refuse_objects(list(y), name)
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         row = int(np.argmin(np.isfinite(labels)))
         raise ValueError(
             f"{name}[{row}] is {labels[row]}, but every text needs a label, and a label must be finite. "
@@ -502,6 +505,12 @@ def _read_column(y: Any, name: str) -> npt.NDArray[Any]:
     if not are_strings:
         check_classification_targets(labels)
     return labels
+
+
+def _are_rounded(labels: npt.NDArray[Any], given: Any) -> bool:
+    """Tell whether whole numbers became floats, since no type of integers holds them all."""
+    is_list = isinstance(given, (list, tuple)) and len(given) > 0
+    return labels.dtype.kind == "f" and is_list and all(isinstance(label, Integral) for label in given)
 
 
 def _refuse_objects(labels: list[Any], name: str) -> None:

@@ -117,7 +117,8 @@ def train(
     """
     steps_per_epoch = math.ceil(len(training.tokens) / settings.batch_size)
     n_steps = settings.epochs * steps_per_epoch
-    masks = KeepMasks(int(generator.integers(1 << 32))) if compute.is_host else None
+    seed_of_masks = int(generator.integers(1 << 32))  # drawn on any device: the order of the texts is the same on all
+    masks = KeepMasks(seed_of_masks) if compute.is_host else None
     found = None if fit_file is None else fit_file.read()
     if found is not None:
         take_up_weights(network, found)

@@ -339,6 +339,16 @@ def test_few_texts_of_each_class_are_drawn_and_more_hold_the_fewer(
     assert [row[:2] for row in table] == [["trec", "1"], ["trec", "2"], ["emotion6", "1"], ["emotion6", "2"]]
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "file"), [(accuracy, "accuracy"), (long_texts, "long_texts"), (few_texts, "few_texts")]
+)
+def test_tables_of_the_documentation_are_those_of_their_runs(benchmark, file: str):
+    docs = Path(__file__).parents[1] / "docs"
+    runs = [json.loads(line) for line in (docs / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()]
+    table = benchmark.table([run for run in runs if run["way"] != accuracy.CALIBRATED])
+    assert table.partition("\n\n")[0] in (docs / "accuracy.md").read_text(encoding="utf-8")
+
+
 def test_scores_are_those_of_the_predictions():
     labels, classes = np.array(["a", "b", "b", "b"]), np.array(["a", "b"])
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])

@@ -2,14 +2,17 @@
 
 import ast
 import inspect
+import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
 
 from bertclf import BertSequenceClassifier
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_parameter_table_is_the_signature():
@@ -42,3 +45,30 @@ def test_each_command_stands_once_right_after_its_marker(name: str, last_line: s
     blocks = re.findall(rf"^<!-- command: {name} -->\n```bash\n(.*?)^```$", README, re.M | re.S)
     assert [block.splitlines()[-1] for block in blocks] == [last_line]
     assert blocks[0].startswith("pip install --no-compile -c .ci/constraints.txt ")
+
+
+def test_accuracies_are_those_that_were_measured():
+    sets = {
+        "100 questions to a chatbot": "tiny_chatbot",
+        "53 questions about Ubuntu": "tiny_askubuntu",
+        "770 questions to a bank": "banking77, 10 a class",
+        "10,003 questions to a bank": "banking77",
+        "5,452 questions": "trec",
+        "4,129 short messages": "sms_spam",
+        "8,530 sentences of reviews": "mr",
+        "5,009 German tweets": "germeval2018_de",
+        "1,600 film reviews of 750 words": "movie_reviews_long",
+        "2,490 pairs of texts": "rte",
+    }
+    lines = (ROOT / "docs" / "accuracy.jsonl").read_text(encoding="utf-8").splitlines()
+    runs = [json.loads(line) for line in lines]
+    header, *rows = re.findall(
+        r"^\| (.*) \|$", README.partition("## Good without tuning")[2].partition("\n## ")[0], re.M
+    )
+    ways = header.split(" | ")[1:]
+    for row in rows:
+        name, *cells = row.split(" | ")
+        for way, cell in zip(ways, cells, strict=True):
+            found = [run["accuracy"] for run in runs if (run["set"], run["way"]) == (sets[name.split(", ")[0]], way)]
+            assert cell == f"{statistics.fmean(found):.3f}", (name, way)
+    assert len(rows) == len(sets)

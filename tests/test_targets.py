@@ -163,10 +163,22 @@ def test_continuous_labels_are_refused_in_the_words_of_scikit_learn(labels: Any)
         ([1, date(2020, 1, 1)], 1),
         ([1, {"a": 1}], 1),
         ([1, 2**70], 1),
+        ([-1, 2**63], 1),
+        (np.array([2**63, -1], dtype=object), 0),
         (np.array([1, np.datetime64("2020-01-01")], dtype=object), 1),
         (pd.Series(pd.period_range("2020", periods=2)), 0),
     ],
-    ids=["Decimal", "float and Decimal", "date", "dict", "large int", "datetime64 and int", "Period"],
+    ids=[
+        "Decimal",
+        "float and Decimal",
+        "date",
+        "dict",
+        "large int",
+        "both signs",
+        "array",
+        "datetime64 and int",
+        "Period",
+    ],
 )
 def test_labels_that_numpy_has_no_type_for_are_refused_with_row_and_remedy(labels: Any, row: int) -> None:
     rule = "but labels must be str, bool, int of up to 64 bits, float or datetime64, all of one type (Unknown label"

@@ -242,6 +242,20 @@ def test_one_full_batch_takes_the_step_of_a_plain_padded_loop(loaded):
             torch.testing.assert_close(weight.detach()[clear], expected[clear], rtol=1e-3, atol=1e-5)
 
 
+def test_another_device_takes_the_steps_of_the_host(spread_checkpoint, monkeypatch):
+    """The same order of the texts and start of the head, though the host has embeddings and dropout of its own."""
+    clf = BertSequenceClassifier(
+        spread_checkpoint, epochs=3, batch_size=3, learning_rate=1e-3, weight_decay=0.1, dropout=0.0, device="cpu",
+        precision="float32", random_state=0,
+    )  # fmt: skip
+    texts = [*TEXTS, "a film that none has seen"]
+    on_host = clf.fit(TEXTS, LABELS).decision_function(texts)
+    monkeypatch.setattr(Compute, "is_host", False)
+    elsewhere = clf.fit(TEXTS, LABELS).decision_function(texts)
+    np.testing.assert_allclose(elsewhere, on_host, rtol=1e-4, atol=1e-5)
+    assert np.ptp(on_host) > 0.01
+
+
 @pytest.mark.parametrize("max_grad_norm", [None, 1.5])
 def test_steps_are_those_of_adamw_on_gradients_that_are_clipped_only_when_asked(spread, max_grad_norm):
     network = copy.deepcopy(spread.network).train()
