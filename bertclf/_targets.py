@@ -1,5 +1,6 @@
 """What the caller passes as y and as weights, turned into targets; every error about them is raised here."""
 
+import math
 from collections.abc import Mapping, MappingView, Set
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -552,16 +553,19 @@ def _weights_of_values(
                 "label, or leave it out."
             )
         given = [class_weight.get(label, 1.0) for label in labels]
-        if not all(isinstance(weight, Real) for weight in given):
-            wrong = next(weight for weight in given if not isinstance(weight, Real))
-            raise ValueError(f"{name} holds {described(wrong)}, but a weight must be a number. Pass numbers.")
+        for label, weight in zip(labels, given, strict=True):
+            if not isinstance(weight, Real) or not math.isfinite(weight) or weight < 0:
+                raise ValueError(
+                    f"{name}[{quote(label)}] is {described(weight)}, but a weight must be a finite number, zero or "
+                    "more. Leave out a label to weigh it 1."
+                )
         answer = np.array(given, dtype=np.float64)
     elif class_weight is not None:
         raise ValueError(f"{name} is {described(class_weight)}, but must be a dict from 0 and 1 to weights.")
-    if not (np.isfinite(answer) & (answer >= 0)).all() or not answer.any():
+    if not answer.any():
         raise ValueError(
-            f"{name} gives {quote_all(answer)}, but weights must be finite, not negative, and not all zero. Leave out "
-            "a label to weigh it 1."
+            f"{name} is zero for all of {quote_all(values)}, but at least one must weigh more. Leave out a label to "
+            "weigh it 1."
         )
     return answer
 
