@@ -286,8 +286,10 @@ def test_each_way_is_scored_on_each_kind_of_set_once(
     assert (accuracy.TFIDF, 0) in ran
     assert (accuracy.TFIDF, 1) not in ran
     assert all(0 <= row["calibration_error"] <= 1 and math.isfinite(row["log_loss"]) for row in rows)
-    first, _ = tables(capsys.readouterr().out)
-    assert [row[0].split(",")[0] for row in first] == [name]
+    first, probabilities, calibration = tables(capsys.readouterr().out)[:3]
+    assert [row[0].split(",")[0] for row in first] == [row[0] for row in probabilities] == [name]
+    assert [row[:2] for row in calibration] == [[name, str(len(TEXTS))]]
+    assert all(all(row) for row in calibration)
 
 
 def test_rare_labels_get_weights_or_thresholds_where_there_are_any(
@@ -340,13 +342,19 @@ def test_few_texts_of_each_class_are_drawn_and_more_hold_the_fewer(
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "file"), [(accuracy, "accuracy"), (long_texts, "long_texts"), (few_texts, "few_texts")]
+    ("table_of", "file"),
+    [
+        (accuracy.table, "accuracy"),
+        (accuracy.table_of_probabilities, "accuracy"),
+        (accuracy.table_of_calibration, "accuracy"),
+        (long_texts.table, "long_texts"),
+        (few_texts.table, "few_texts"),
+    ],
 )
-def test_tables_of_the_documentation_are_those_of_their_runs(benchmark, file: str):
+def test_tables_of_the_documentation_are_those_of_their_runs(table_of, file: str):
     docs = Path(__file__).parents[1] / "docs"
     runs = [json.loads(line) for line in (docs / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()]
-    table = benchmark.table([run for run in runs if run["way"] != accuracy.CALIBRATED])
-    assert table.partition("\n\n")[0] in (docs / "accuracy.md").read_text(encoding="utf-8")
+    assert table_of(runs).partition("\n\n")[0] in (docs / "accuracy.md").read_text(encoding="utf-8")
 
 
 def test_scores_are_those_of_the_predictions():

@@ -177,7 +177,7 @@ def rows_of_sets(arguments):
 
 
 def show(rows):
-    """Print processor, precision and versions, and a table below."""
+    """Print processor, precision and versions, and tables below."""
     print(f"{processor()}; {name_of(best_dtype())}; {versions()}.\n\n{rows}")
 
 
@@ -352,18 +352,60 @@ def mean_and_spread(scores):
     return f"{statistics.mean(scores):.3f}{spread}" if scores else ""
 
 
+def names_of(runs):
+    """Return the sets that have runs, in order."""
+    return [name for name in SETS if any(run["set"] == name for run in runs)]
+
+
+def mean_of(runs, field, digits=3):
+    """Return a cell of a table: the mean over runs; of none nothing."""
+    return f"{statistics.mean(run[field] for run in runs):.{digits}f}" if runs else ""
+
+
 def table(runs):
     """Return a Markdown table: mean and standard deviation over the seeds of what each set is measured by."""
-    names = [name for name in SETS if any(run["set"] == name for run in runs)]
-    ways = [way for way in WAYS if any(run["way"] == way for run in runs)]
+    ways = [way for way in WAYS if way != CALIBRATED and any(run["way"] == way for run in runs)]
     lines = [f"| set | {' | '.join(ways)} |", "|---" * (len(ways) + 1) + "|"]
-    for name in names:
+    for name in names_of(runs):
         cells = []
         for way in ways:
             found = [run[SETS[name].metric] for run in runs if run["set"] == name and run["way"] == way]
             cells.append(mean_and_spread(found))
         metric = "" if SETS[name].metric == "accuracy" else f", {SETS[name].metric}"
         lines.append(f"| {name}{metric} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def table_of_probabilities(runs):
+    """Return a Markdown table: means over the seeds of log loss and calibration error, and of the seconds on a CPU."""
+    ways = (OURS, TUTORIAL, EMBEDDINGS)
+    three, two = "{}, bertclf | tutorial's | embeddings", "{}, bertclf | tutorial's"
+    titles = [three.format("log loss"), three.format("calibration error"), two.format("seconds")]
+    lines = [f"| set | {' | '.join(titles)} |", "|---" * 9 + "|"]
+    for name in names_of(runs):
+        of = {way: [run for run in runs if (run["set"], run["way"]) == (name, way)] for way in ways}
+        on_cpu = [[run for run in of[way] if "NVIDIA" not in run.get("processor", "")] for way in (OURS, TUTORIAL)]
+        cells = [mean_of(of[way], field) for field in ("log_loss", "calibration_error") for way in ways]
+        cells += [mean_of(some, "seconds", digits=0) for some in on_cpu]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def table_of_calibration(runs):
+    """Return a Markdown table: what `calibration` changes, means over the seeds that ran with it and without."""
+    pairs = [f"{field}, without | with" for field in ("score", "log loss", "calibration error")]
+    lines = [f"| set | training rows | {' | '.join(pairs)} |", "|---" * 8 + "|"]
+    for name in names_of(runs):
+        plain, scaled = (
+            {run["seed"]: run for run in runs if (run["set"], run["way"]) == (name, way)} for way in (OURS, CALIBRATED)
+        )
+        seeds = sorted(plain.keys() & scaled.keys())
+        if seeds:
+            sides = [[side[seed] for seed in seeds] for side in (plain, scaled)]
+            cells = [
+                mean_of(side, field) for field in (SETS[name].metric, "log_loss", "calibration_error") for side in sides
+            ]
+            lines.append(f"| {name} | {sides[0][0]['rows']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -381,10 +423,11 @@ def cases(arguments, run_way, *, is_for=lambda way, train: True):
 
 
 def main(argv=None):
-    """Run what is missing and print the table, also of ways and seeds that were run before."""
+    """Run what is missing and print the tables, also of ways and seeds that were run before."""
     arguments = parsed_for_runs(__doc__, argv, sets=list(SETS), ways=list(WAYS), seeds=range(5))
     ran = found_or_run(cases(arguments, run), file=arguments.runs)
-    show(table(found_in(arguments.runs, [{field: run[field] for field in ("set", "model", "rows")} for run in ran])))
+    runs = found_in(arguments.runs, [{field: run[field] for field in ("set", "model", "rows")} for run in ran])
+    show("\n\n".join(make(runs) for make in (table, table_of_probabilities, table_of_calibration)))
 
 
 if __name__ == "__main__":
